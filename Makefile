@@ -1,0 +1,46 @@
+# Everything a user or CI runs; each target sets up what it needs.
+.DEFAULT_GOAL := help
+export UV_LINK_MODE := copy
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
+UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
+PYTHON := .venv/bin/python
+
+.PHONY: help demo test lint format schemas lock clean
+
+help:  ## Show the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(CACHE)/uv/bin/uv:
+	python3 -m venv $(CACHE)/uv
+	$(CACHE)/uv/bin/pip install --quiet uv
+
+.venv/installed: requirements.lock pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing .venv --python python3
+	$(UV) pip sync --quiet --python $(PYTHON) --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: .venv/installed  ## Run the main job on embedded Kafka, PostgreSQL and embeddings.
+	.venv/bin/embedfleet demo
+
+test: .venv/installed lint  ## Check everything and run the tests.
+	$(PYTHON) -m pytest
+
+lint: .venv/installed  ## Format check, ruff, mypy, import contracts.
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/installed  ## Format the code and sort its imports.
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+schemas: .venv/installed  ## Write the generated JSON Schema, AsyncAPI and README tables anew.
+	$(PYTHON) -m tests.support.generate
+
+lock: | $(UV)  ## Resolve the dependencies anew.
+	$(UV) pip compile --universal --all-extras --group dev --generate-hashes --no-emit-index-url --no-header --quiet pyproject.toml --output-file requirements.lock --upgrade
+
+clean:  ## Remove what the targets made here.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -1,0 +1,1 @@
+"""The contract between upstream services, the workers and the operators of embedfleet."""

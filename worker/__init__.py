@@ -1,0 +1,1 @@
+"""A fleet of stateless workers that turns document events into searchable vectors."""

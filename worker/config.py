@@ -1,0 +1,423 @@
+"""
+Every setting: type, bound, default and reason in the one line that is used.
+
+The same frozen dataclasses become flags, `EMBEDFLEET_*` variables, TOML keys and the table of
+the README. A component takes its own options, never all `Settings`. Secrets are references
+(the name of a variable, or a file), never values. Relations between settings are checked
+where they are defined, with the reason.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from worker.errors import ConfigError
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KafkaOptions:
+    """The broker, the topics, and the timers of the consumer group."""
+
+    bootstrap_servers: Annotated[
+        str, Meta(description="host:port[,host:port]; KAFKA_BOOTSTRAP_SERVERS is accepted too.")
+    ] = "localhost:9092"
+    topics: Annotated[
+        tuple[str, ...], Meta(min_length=1, description="Document topics to consume.")
+    ] = ("documents",)
+    dead_letter_topic: Annotated[
+        str, Meta(description="Where records go that cannot pass.")
+    ] = "documents.dead-letters"
+    group: Annotated[str, Meta(description="The consumer group: one fleet.")] = "embedfleet"
+    client_id: Annotated[
+        str, Meta(description="How brokers name this client in their logs.")
+    ] = "embedfleet"
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Meta(description="As in Kafka's clients."),
+    ] = "PLAINTEXT"
+    tls_ca_file: Annotated[
+        Path | None, Meta(description="CA that signed the broker's certificate.")
+    ] = None
+    tls_certificate_file: Annotated[
+        Path | None, Meta(description="Client certificate, for mTLS.")
+    ] = None
+    tls_key_file: Annotated[Path | None, Meta(description="Key of the client certificate.")] = (
+        None
+    )
+    sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None,
+        Meta(description="Needed by the SASL protocols."),
+    ] = None
+    sasl_username: Annotated[str | None, Meta(description="For PLAIN and SCRAM.")] = None
+    sasl_password_variable: Annotated[
+        str | None, Meta(description="Name of the variable that holds the password.")
+    ] = None
+    sasl_password_file: Annotated[
+        Path | None, Meta(description="File that holds the password.")
+    ] = None
+    sasl_token_file: Annotated[
+        Path | None,
+        Meta(description="File that holds the OAUTHBEARER token; read at every log-in."),
+    ] = None
+    heartbeat_seconds: Annotated[
+        float, Meta(description="A rebalance is noticed within this time.", gt=0)
+    ] = 3
+    drain_seconds: Annotated[
+        float,
+        Meta(
+            description="What a revoked or stopping worker has to finish what it began.", gt=0
+        ),
+    ] = 20
+    rebalance_seconds: Annotated[
+        float, Meta(description="What the group waits for a member to drain.", gt=0)
+    ] = 30
+    request_seconds: Annotated[
+        float, Meta(description="Time limit of one request; joining the group is one.", gt=0)
+    ] = 40
+    session_seconds: Annotated[
+        float,
+        Meta(description="A worker silent for longer is out of the group (KIP-735).", gt=0),
+    ] = 45
+    max_poll_interval_seconds: Annotated[
+        float,
+        Meta(description="A worker that polls nothing for longer leaves the group.", gt=0),
+    ] = 300
+    max_poll_records: Annotated[
+        int,
+        Meta(
+            description="Records per partition and poll; more starves the others.",
+            ge=1,
+            le=10_000,
+        ),
+    ] = 64
+    max_partition_fetch_bytes: Annotated[
+        int, Meta(description="Fetch buffer of one partition.", ge=1024)
+    ] = 1024 * 1024
+    commit_interval_seconds: Annotated[
+        float,
+        Meta(
+            description="How often progress is written; bounds what a crash re-reads.",
+            gt=0,
+            le=60,
+        ),
+    ] = 1
+
+    def __post_init__(self) -> None:
+        """Refuse timers that make a group rebalance for ever."""
+        if self.heartbeat_seconds * 3 > self.session_seconds:
+            raise ConfigError(
+                "kafka.heartbeat_seconds must be at most a third of kafka.session_seconds, "
+                "or one lost heartbeat expels the worker"
+            )
+        if self.drain_seconds + 5 > self.rebalance_seconds:
+            raise ConfigError(
+                f"kafka.drain_seconds ({self.drain_seconds:g}) + 5 must not exceed "
+                f"kafka.rebalance_seconds ({self.rebalance_seconds:g}), "
+                "or two workers evict each other for ever"
+            )
+        if self.rebalance_seconds >= self.request_seconds:
+            raise ConfigError(
+                "kafka.rebalance_seconds must be below kafka.request_seconds, "
+                "or joining the group is given up while others still drain"
+            )
+        if self.request_seconds > self.session_seconds:
+            raise ConfigError("kafka.request_seconds must not exceed kafka.session_seconds")
+        if self.max_poll_interval_seconds <= self.heartbeat_seconds:
+            raise ConfigError(
+                "kafka.max_poll_interval_seconds must exceed kafka.heartbeat_seconds"
+            )
+        if self.security_protocol.startswith("SASL") and self.sasl_mechanism is None:
+            raise ConfigError(
+                f"kafka.security_protocol {self.security_protocol} needs kafka.sasl_mechanism"
+            )
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ConfigError(
+                "kafka.tls_certificate_file and kafka.tls_key_file come together or not at all"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseOptions:
+    """PostgreSQL with pgvector: where, and how many connections."""
+
+    url: Annotated[
+        str,
+        Meta(description="postgresql://user@host:port/name; DATABASE_URL is accepted too."),
+    ] = "postgresql://localhost/embedfleet"
+    password_variable: Annotated[
+        str | None, Meta(description="Name of the variable that holds the password.")
+    ] = None
+    password_file: Annotated[Path | None, Meta(description="File that holds the password.")] = (
+        None
+    )
+    schema: Annotated[
+        str, Meta(pattern="^[a-z_][a-z0-9_]{0,62}$", description="Schema of all tables.")
+    ] = "embedfleet"
+    pool_min: Annotated[
+        int,
+        Meta(
+            description="Connections kept open: a codec per connection costs 12 ms.",
+            ge=1,
+            le=1000,
+        ),
+    ] = 10
+    pool_max: Annotated[
+        int,
+        Meta(
+            description="Connections at most; fleet size x this <= max_connections.",
+            ge=1,
+            le=1000,
+        ),
+    ] = 50
+    pool_max_queries: Annotated[
+        int, Meta(description="Queries before a connection is renewed.", ge=1)
+    ] = 50_000
+    pool_inactive_seconds: Annotated[
+        float,
+        Meta(description="Idle connections above the minimum are closed after this.", gt=0),
+    ] = 300
+    statement_timeout_seconds: Annotated[
+        float, Meta(description="Server-side limit of one statement.", gt=0)
+    ] = 30
+    lock_timeout_seconds: Annotated[
+        float, Meta(description="Server-side limit of one lock wait.", gt=0)
+    ] = 5
+    idle_in_transaction_seconds: Annotated[
+        float,
+        Meta(description="The server ends a frozen worker's transaction after this.", gt=0),
+    ] = 10
+    command_timeout_seconds: Annotated[
+        float, Meta(description="Client-side limit of one statement, above the server's.", gt=0)
+    ] = 40
+    connect_timeout_seconds: Annotated[
+        float, Meta(description="Limit of one connection attempt.", gt=0)
+    ] = 10
+
+    def __post_init__(self) -> None:
+        """Refuse a pool or timeouts that contradict each other."""
+        if self.pool_min > self.pool_max:
+            raise ConfigError("database.pool_min must not exceed database.pool_max")
+        if self.statement_timeout_seconds >= self.command_timeout_seconds:
+            raise ConfigError(
+                "database.command_timeout_seconds must exceed "
+                "database.statement_timeout_seconds, or the client gives up on statements "
+                "that the server still runs"
+            )
+        if self.lock_timeout_seconds > self.statement_timeout_seconds:
+            raise ConfigError(
+                "database.lock_timeout_seconds must not exceed "
+                "database.statement_timeout_seconds"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingOptions:
+    """The embedding provider: an OpenAI-compatible endpoint."""
+
+    url: Annotated[
+        str, Meta(description="Up to and with /v1; OPENAI_BASE_URL is accepted too.")
+    ] = "https://api.openai.com/v1"
+    api_key_variable: Annotated[
+        str | None,
+        Meta(description="Name of the variable that holds the key; none set: no key is sent."),
+    ] = "OPENAI_API_KEY"
+    api_key_file: Annotated[
+        Path | None, Meta(description="File that holds the key, read on change.")
+    ] = None
+    concurrency: Annotated[
+        int,
+        Meta(
+            description="Requests in flight at most; aligned with the provider's quota.",
+            ge=1,
+            le=200,
+        ),
+    ] = 50
+    connections: Annotated[int, Meta(description="Pooled connections at most.", ge=1)] = 200
+    connections_per_host: Annotated[int, Meta(description="... of them to one host.", ge=1)] = (
+        50
+    )
+    dns_cache_seconds: Annotated[
+        int, Meta(description="How long a looked-up address is kept.", ge=0)
+    ] = 300
+    timeout_seconds: Annotated[float, Meta(description="Limit of one request.", gt=0)] = 30
+    max_inputs: Annotated[
+        int, Meta(description="Texts per request at most.", ge=1, le=2048)
+    ] = 128
+    max_request_tokens: Annotated[
+        int, Meta(description="Tokens per request at most, estimated as bytes / 3.", ge=1)
+    ] = 100_000
+    max_request_bytes: Annotated[
+        int, Meta(description="Bytes of text per request at most.", ge=1024, le=1024 * 1024)
+    ] = 512 * 1024
+    max_answer_bytes: Annotated[
+        int, Meta(description="A longer answer is refused.", ge=1024)
+    ] = 64 * 1024 * 1024
+    send_dimensions: Annotated[
+        bool, Meta(description="Ask the provider for the collection's dimensions.")
+    ] = False
+    cache_bytes: Annotated[
+        int, Meta(description="Vectors paid for are kept until stored, up to this.", ge=0)
+    ] = 32 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Refuse a semaphore that would queue inside the connection pool."""
+        if self.concurrency > self.connections_per_host:
+            raise ConfigError(
+                "embedding.concurrency must not exceed embedding.connections_per_host, "
+                "or requests wait for connections where no time limit sees them"
+            )
+        if self.connections_per_host > self.connections:
+            raise ConfigError(
+                "embedding.connections_per_host must not exceed embedding.connections"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryOptions:
+    """How a failed embedding request is tried again."""
+
+    max_attempts: Annotated[
+        int,
+        Meta(
+            description="Tries of one request before its documents are tried alone.",
+            ge=1,
+            le=10,
+        ),
+    ] = 5
+    base_seconds: Annotated[
+        float, Meta(description="First back-off; full jitter below it.", gt=0)
+    ] = 0.1
+    cap_seconds: Annotated[float, Meta(description="Longest back-off.", gt=0)] = 10
+    throttle_base_seconds: Annotated[
+        float, Meta(description="First back-off after a 429.", gt=0)
+    ] = 1
+    throttle_cap_seconds: Annotated[
+        float, Meta(description="Longest back-off after a 429.", gt=0)
+    ] = 60
+
+    def __post_init__(self) -> None:
+        """Refuse caps below their bases."""
+        if self.base_seconds > self.cap_seconds:
+            raise ConfigError("retry.base_seconds must not exceed retry.cap_seconds")
+        if self.throttle_base_seconds > self.throttle_cap_seconds:
+            raise ConfigError(
+                "retry.throttle_base_seconds must not exceed retry.throttle_cap_seconds"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueOptions:
+    """What a worker holds at most: back-pressure to Kafka beyond it."""
+
+    max_documents: Annotated[int, Meta(description="Waiting and in flight together.", ge=1)] = (
+        5_000
+    )
+    max_bytes: Annotated[
+        int, Meta(description="Waiting and in flight together, in bytes.", ge=1024)
+    ] = 64 * 1024 * 1024
+    max_in_flight: Annotated[
+        int,
+        Meta(
+            description="Documents worked on at once; the rest waits, fairly by tenant.", ge=1
+        ),
+    ] = 512
+    quantum_bytes: Annotated[
+        int, Meta(description="What one tenant may send before the next one's turn.", ge=1)
+    ] = 64 * 1024
+
+    def __post_init__(self) -> None:
+        """Refuse more in flight than the queue holds."""
+        if self.max_in_flight > self.max_documents:
+            raise ConfigError("queue.max_in_flight must not exceed queue.max_documents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """What is accepted, and how long one document may take."""
+
+    max_text_bytes: Annotated[
+        int, Meta(description="Longer texts are dead-lettered.", ge=1)
+    ] = 4 * 1024 * 1024
+    nul: Annotated[
+        Literal["replace", "dead_letter"], Meta(description="What a U+0000 in a text gets.")
+    ] = "replace"
+    document_timeout_seconds: Annotated[
+        float, Meta(description="One pass of a document; it is queued again after it.", gt=0)
+    ] = 300
+    unknown_collection_grace_seconds: Annotated[
+        float, Meta(description="How long an unknown collection is looked up again.", ge=0)
+    ] = 60
+    prepare_batch_documents: Annotated[
+        int, Meta(description="Documents per look-up.", ge=1)
+    ] = 128
+    prepare_slots: Annotated[int, Meta(description="Look-ups at once.", ge=1)] = 2
+    store_batch_documents: Annotated[
+        int,
+        Meta(
+            description="Documents per transaction: 100 make 10x the rate of one.",
+            ge=1,
+            le=1000,
+        ),
+    ] = 128
+    store_batch_bytes: Annotated[
+        int, Meta(description="Text and vectors per transaction.", ge=1024)
+    ] = 8 * 1024 * 1024
+    store_slots: Annotated[int, Meta(description="Transactions at once.", ge=1)] = 4
+    cpu_threads: Annotated[
+        int, Meta(description="Threads that chunk and hash, off the loop.", ge=1)
+    ] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryOptions:
+    """Logs, the admin port and what helps in staging."""
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least level.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["json", "console"], Meta(description="JSON lines, or for people.")
+    ] = "json"
+    admin_host: Annotated[
+        str, Meta(description="Where /livez, /readyz, /metrics, /state listen.")
+    ] = "127.0.0.1"
+    admin_port: Annotated[
+        int | None, Meta(description="None: no admin port. 0: any free one.", ge=0, le=65_535)
+    ] = 9464
+    loop_lag_alarm_seconds: Annotated[
+        float, Meta(description="Sustained lag of the event loop that is logged.", gt=0)
+    ] = 0.05
+    stall_seconds: Annotated[
+        float, Meta(description="A loop silent for longer gets its stack dumped.", gt=0)
+    ] = 1.0
+    progress_seconds: Annotated[
+        float,
+        Meta(description="Lag without progress for longer: the consumer is made anew.", gt=0),
+    ] = 60
+    debug_loop: Annotated[bool, Meta(description="asyncio debug mode; 20x slower tasks.")] = (
+        False
+    )
+    tracemalloc: Annotated[bool, Meta(description="Log where memory grows; slow.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a worker and of the commands around it."""
+
+    kafka: KafkaOptions = field(default_factory=KafkaOptions)
+    database: DatabaseOptions = field(default_factory=DatabaseOptions)
+    embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
+    retry: RetryOptions = field(default_factory=RetryOptions)
+    queue: QueueOptions = field(default_factory=QueueOptions)
+    ingest: IngestOptions = field(default_factory=IngestOptions)
+    telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)
+    startup_timeout_seconds: Annotated[
+        float,
+        Meta(description="How long an unreachable broker or database is waited for.", gt=0),
+    ] = 60

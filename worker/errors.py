@@ -1,0 +1,94 @@
+"""
+What can go wrong, as classes by what happens next.
+
+    WorkerError
+      TransientError          try again; nobody's fault
+        ProviderUnavailable   the embedding provider did not answer, or answered 5xx
+          RateLimited         ... or asked for patience
+        StoreUnavailable      PostgreSQL did not answer, or the outcome is unknown
+        BrokerUnavailable     Kafka did not answer
+      PermanentError          this record will never pass: dead-letter it, with a reason code
+        RejectedInput         the provider refused the text itself
+        UnknownCollection     no such collection, also after the time of grace
+      FencedError             someone else owns the partition now: complete nothing
+      ConfigError             refuse to start, in one sentence
+
+Adapters translate every exception of their library into one of these; `CancelledError`
+passes through untouched.
+"""
+
+from schemas.dead_letter import Reason
+
+
+class WorkerError(Exception):
+    """An error of ours; the class docstring is the message where none is given."""
+
+    def __str__(self) -> str:
+        """Return the message, or the first line of the class docstring."""
+        return super().__str__() or (type(self).__doc__ or "").strip().splitlines()[0]
+
+
+class TransientError(WorkerError):
+    """It may pass the next time."""
+
+
+class ProviderUnavailable(TransientError):
+    """The embedding provider did not answer, or answered that it cannot."""
+
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RateLimited(ProviderUnavailable):
+    """The provider asks for patience; `retry_after_seconds` is what it asked for, if it did."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, status=status)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StoreUnavailable(TransientError):
+    """PostgreSQL did not answer in time; whether the write happened is unknown."""
+
+
+class BrokerUnavailable(TransientError):
+    """Kafka did not answer in time; whether the write happened is unknown."""
+
+
+class PermanentError(WorkerError):
+    """This record will not pass, however often it is tried."""
+
+    def __init__(self, reason: Reason, message: str = "") -> None:
+        super().__init__(message or reason.value)
+        self.reason = reason
+
+
+class RejectedInput(PermanentError):
+    """The provider refuses the text itself (HTTP 400 for content, 413, 422)."""
+
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        super().__init__(Reason.REJECTED_INPUT, message)
+        self.status = status
+
+
+class UnknownCollection(PermanentError):
+    """No collection of that name, also after the time of grace."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Reason.UNKNOWN_COLLECTION, f"there is no collection {name!r}")
+        self.name = name
+
+
+class FencedError(WorkerError):
+    """Another claim of the partition is newer: stop, complete nothing."""
+
+
+class ConfigError(WorkerError):
+    """The configuration cannot work; the message says which value and why."""
