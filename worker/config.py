@@ -369,6 +369,10 @@ class IngestOptions:
         int, Meta(description="Text and vectors per transaction.", ge=1024)
     ] = 8 * 1024 * 1024
     store_slots: Annotated[int, Meta(description="Transactions at once.", ge=1)] = 4
+    internal_error: Annotated[
+        Literal["stop", "dead_letter"],
+        Meta(description="What a defect of ours gets: a stopped worker, or a dead letter."),
+    ] = "stop"
     cpu_threads: Annotated[
         int, Meta(description="Threads that chunk and hash, off the loop.", ge=1)
     ] = 2

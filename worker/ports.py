@@ -24,6 +24,7 @@ from worker.core.model import (
     Order,
     Partition,
     Position,
+    Progress,
     Rank,
     Record,
     Vector,
@@ -125,13 +126,6 @@ class Verdict(Enum):
     APPLIED = "applied"
     BASE_CHANGED = "base_changed"
     FENCED = "fenced"
-
-
-class Progress(NamedTuple):
-    """How far a partition is done, and a settled record below that to know the log by."""
-
-    next_offset: int
-    landmark: Landmark | None = None
 
 
 class Claims(Protocol):

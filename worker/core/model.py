@@ -95,6 +95,13 @@ class Landmark(NamedTuple):
     key_hash: bytes
 
 
+class Progress(NamedTuple):
+    """How far a partition is done, and a settled record below that to know the log by."""
+
+    next_offset: int
+    landmark: Landmark | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
     """A Kafka record as polled; `headers` keep order and duplicates."""
@@ -111,6 +118,15 @@ class Record:
         return 2 * len(self.value or b"") + len(self.key or b"") + 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """What stands in the place of an event where a record could not be decoded."""
+
+    reason: Reason
+    detail: str
+    tenant: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """
@@ -120,7 +136,7 @@ class Work:
     the record's own position until prepare has found that origin in the ledger.
     """
 
-    event: Event
+    event: Event | Rejected
     record: Record
     claim: Claim
     rank: Rank
@@ -150,18 +166,17 @@ class Work:
         """
         The document that the event is about.
 
-        A scope has a key of its own, with empty parts that no document can have.
+        A scope, and a record that could not be decoded, have keys that no document can have.
         """
-        return document_key(self.event)
-
-
-def document_key(event: Event) -> DocumentKey:
-    """Return the document an event is about (for a scope: a key no document can have)."""
-    match event:
-        case ScopeDeleted(tenant=tenant, collection=collection):
-            return DocumentKey(tenant, collection if isinstance(collection, str) else "", "")
-        case DocumentUpserted() | DocumentDeleted() | Tombstone():
-            return DocumentKey(event.tenant, event.collection, event.id)
+        match self.event:
+            case ScopeDeleted(tenant=tenant, collection=collection):
+                return DocumentKey(
+                    tenant, collection if isinstance(collection, str) else "", ""
+                )
+            case Rejected():
+                return DocumentKey("", "", f"{self.position.partition}/{self.position.offset}")
+            case DocumentUpserted() | DocumentDeleted() | Tombstone() as event:
+                return DocumentKey(event.tenant, event.collection, event.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +279,9 @@ class ChangeSet:
 
     Applies only where the row still is `base` and is older than `rank`. `insert` are chunks
     whose vectors are to be bought, `move` those that stay but stand elsewhere, `remove` those
-    that go. `barrier` is the row's barrier after the write.
+    that go. `rank` is always the record's own; `barrier` is the row's barrier after the write.
+    With `keeps_row` only barrier and revision change: a delete without a version that came
+    late, under a row whose record stands after it.
     """
 
     key: DocumentKey
@@ -273,6 +290,7 @@ class ChangeSet:
     rank: Rank
     barrier: Order | None
     deleted: bool
+    keeps_row: bool = False
     content_hash: bytes | None = None
     metadata: bytes | None = None
     content_type: str | None = None

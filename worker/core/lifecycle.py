@@ -1,0 +1,198 @@
+"""
+The life of one assigned partition, and where it starts.
+
+Owns the phase (claiming, running, draining, fenced, halted, ended), the claim and the offset
+tracker of one assignment. A tracker dies with its claim, so an old task can never complete an
+offset of a new one (protocol, section 3). Never waits, never commits, never reads a clock.
+
+Invariants: only an outcome that `COMPLETES` says yes to completes an offset, and only under
+the claim it was tracked with; every offset that `progress` names is covered by a committed
+row, a row that superseded it, or the ledger.
+"""
+
+from enum import Enum
+from hashlib import blake2b
+from typing import NamedTuple
+
+from worker.core.model import (
+    Claim,
+    DeadLettered,
+    Deleted,
+    Landmark,
+    Outcome,
+    Partition,
+    Progress,
+    Record,
+    Released,
+    Stored,
+    Superseded,
+    Unchanged,
+    Work,
+)
+from worker.core.offsets import OffsetTracker
+
+# Everything that Kafka is told rests on this table (protocol, change 5). DeadLettered is an
+# outcome only after its letter was acknowledged and its ledger row marked.
+COMPLETES: dict[type[Outcome], bool] = {
+    Stored: True,
+    Deleted: True,
+    Unchanged: True,
+    Superseded: True,
+    DeadLettered: True,
+    Released: False,
+}
+
+
+class Phase(Enum):
+    """What a partition of ours is doing."""
+
+    CLAIMING = "claiming"
+    RUNNING = "running"
+    DRAINING = "draining"
+    FENCED = "fenced"
+    HALTED = "halted"
+    ENDED = "ended"
+
+
+class PartitionLife:
+    """
+    One partition from its assignment to its end.
+
+        >>> from tests.support.works import claim, upsert
+        >>> life = PartitionLife(claim().partition, assignment=1)
+        >>> life.start(claim(), offset=0)
+        >>> work = upsert("a", offset=0)
+        >>> life.track(work.record)
+        >>> life.end_work(work, Released())
+        >>> life.progress.next_offset
+        0
+        >>> life.end_work(work, Stored())
+        >>> life.progress.next_offset
+        1
+    """
+
+    def __init__(self, partition: Partition, assignment: int) -> None:
+        self.partition = partition
+        self.assignment = assignment
+        self.phase = Phase.CLAIMING
+        self.claim: Claim | None = None
+        self.problem: str | None = None
+        self.running = 0
+        self._tracker = OffsetTracker(0)
+        self._landmark: Landmark | None = None
+
+    def start(self, claim: Claim, offset: int) -> None:
+        """Begin to run under a fresh claim, with an empty tracker."""
+        self.claim = claim
+        self._tracker = OffsetTracker(offset)
+        self._landmark = claim.landmark
+        self.phase = Phase.RUNNING
+
+    def owns(self, claim: Claim) -> bool:
+        """Tell whether this is the claim the partition works under now."""
+        return claim == self.claim and self.phase in (Phase.RUNNING, Phase.DRAINING)
+
+    def track(self, record: Record) -> None:
+        """Take a polled record in flight."""
+        self._tracker.track(record.position.offset)
+
+    def advance(self, next_offset: int) -> None:
+        """Take note that the poll task has tracked everything below this offset."""
+        self._tracker.advance(next_offset)
+
+    def end_work(self, work: Work, outcome: Outcome) -> None:
+        """Complete a work's offset where its outcome does, and only under its own claim."""
+        if not COMPLETES[type(outcome)] or not self.owns(work.claim):
+            return
+        offset = work.position.offset
+        self._tracker.complete(offset)
+        if offset < self._tracker.committable:
+            self._landmark = landmark(work.record)
+
+    def drain(self) -> None:
+        """Stop taking records in; what is in flight may still complete."""
+        if self.phase is Phase.RUNNING:
+            self.phase = Phase.DRAINING
+
+    def fence(self, claim: Claim) -> bool:
+        """Drop the claim where it is still ours; tell whether it was."""
+        if not self.owns(claim):
+            return False
+        self.phase = Phase.FENCED
+        return True
+
+    def halt(self, problem: str) -> None:
+        """Stop for good until an operator has acted, and say why."""
+        self.phase = Phase.HALTED
+        self.problem = problem
+
+    def end(self) -> None:
+        """End with the assignment."""
+        self.phase = Phase.ENDED
+
+    @property
+    def progress(self) -> Progress:
+        """How far the partition is done, as it may be told to the table and to Kafka."""
+        return Progress(self._tracker.committable, self._landmark)
+
+    @property
+    def in_flight(self) -> int:
+        """How many records are tracked and not settled."""
+        return self._tracker.in_flight
+
+    @property
+    def settled(self) -> int:
+        """How many records were settled under this claim."""
+        return self._tracker.settled
+
+
+class Start(NamedTuple):
+    """Where to start; `alarm` is what an operator should know about it."""
+
+    offset: int
+    alarm: str | None = None
+
+
+class Halt(NamedTuple):
+    """Why a partition cannot start before an operator has acted."""
+
+    problem: str
+
+
+def landmark(record: Record) -> Landmark:
+    """Return what a record is recognised by."""
+    digest = blake2b(record.key or b"", digest_size=8).digest()
+    return Landmark(record.position.offset, record.timestamp_ms, digest)
+
+
+def decide_start(
+    committed: int | None, next_offset: int | None, bounds: tuple[int, int]
+) -> Start | Halt:
+    """
+    Decide where a claimed partition starts: the smaller of Kafka's offset and the table's.
+
+    No `next_offset` means that this table has seen nothing: the earliest record. `bounds` are
+    the first offset that is still there and the end of the log.
+    """
+    first, end = bounds
+    if next_offset is None:
+        return Start(first)
+    if next_offset > end:
+        return Halt(
+            f"the table is done up to offset {next_offset}, but the log ends at {end}: "
+            "the topic was re-created"
+        )
+    if next_offset < first:
+        return Halt(
+            f"the table is done up to offset {next_offset}, but the log begins at {first}: "
+            f"retention removed {first - next_offset} records that were never read"
+        )
+    if committed is None or committed == next_offset:
+        return Start(next_offset)
+    if committed > next_offset:
+        return Start(
+            next_offset,
+            f"Kafka's committed offset {committed} is ahead of the table's {next_offset}: "
+            "the database was restored, or the group reset forward; starting at the table's",
+        )
+    return Start(max(committed, first))
