@@ -10,6 +10,7 @@ the claim it was tracked with; every offset that `progress` names is covered by 
 row, a row that superseded it, or the ledger.
 """
 
+from collections.abc import Iterator
 from enum import Enum
 from hashlib import blake2b
 from typing import NamedTuple
@@ -144,6 +145,45 @@ class PartitionLife:
     def settled(self) -> int:
         """How many records were settled under this claim."""
         return self._tracker.settled
+
+
+class Lives:
+    """The partitions that are assigned to this worker now, and their lives."""
+
+    def __init__(self) -> None:
+        self._lives: dict[Partition, PartitionLife] = {}
+
+    def __iter__(self) -> Iterator[PartitionLife]:
+        """Yield all lives, in the order of assignment."""
+        return iter(list(self._lives.values()))
+
+    def begin(self, life: PartitionLife) -> None:
+        """Take in a new assignment; the one before it has ended."""
+        self.end(life.partition)
+        self._lives[life.partition] = life
+
+    def end(self, partition: Partition) -> None:
+        """End an assignment, if there is one."""
+        if (life := self._lives.pop(partition, None)) is not None:
+            life.end()
+
+    def find(self, partition: Partition) -> PartitionLife | None:
+        """Return the life of a partition that is assigned now."""
+        return self._lives.get(partition)
+
+    def under(self, claim: Claim) -> PartitionLife | None:
+        """Return the life that works under exactly this claim."""
+        life = self._lives.get(claim.partition)
+        return life if life is not None and life.owns(claim) else None
+
+    def is_ending(self, claim: Claim) -> bool:
+        """Tell whether what has not begun under this claim should be left to its next owner."""
+        life = self.under(claim)
+        return life is None or life.phase is Phase.DRAINING
+
+    def in_phase(self, phase: Phase) -> list[PartitionLife]:
+        """Return the lives in a phase."""
+        return [life for life in self._lives.values() if life.phase is phase]
 
 
 class Start(NamedTuple):

@@ -5,11 +5,13 @@ Owns the queue of one FIFO per (topic, document), with one work in flight per ke
 turns of the tenants (deficit round robin in bytes: Shreedhar and Varghese, SIGCOMM 1995).
 Works are taken, and come back as done or again; nothing is settled here.
 
-Parking: when a key's turn comes, older versions that wait beside a newer one of the same
-claim are parked under it (`Work.parked`), so that only the newest is paid for. They come back
-with it: `done` leaves them to the caller to settle, `retry` and `refuse` return them to the
-head of the queue. A work without a version (a barrier), or with a claimed origin, is never
-parked and never parks another, nor does any across it.
+Parking: when a key's turn comes, the works at its head are parked under the last of them
+(`Work.parked`) as far as their versions do not fall, so that only the newest is paid for. They
+come back with it: `done` leaves them to the caller to settle, `retry` and `refuse` return them
+to the head of the queue. A work is parked only under one that beats it by version and by
+position: a barrier of another partition goes by position alone, so what ends a newer version
+there says nothing of an older one that stands behind it. A work without a version (a barrier),
+or with a claimed origin, is never parked and never parks another, nor does any across it.
 
 Invariants: what was added and not finished is counted, in documents and bytes, so the bounds
 hold for waiting, parked and in-flight works together; the works of a key leave in order.
@@ -17,6 +19,7 @@ hold for waiting, parked and in-flight works together; the works of a key leave 
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from worker.core.model import Claim, DocumentKey, Work
 
@@ -28,9 +31,10 @@ class _Tenant:
 
     __slots__ = ("deficit", "ready")
 
-    def __init__(self) -> None:
+    def __init__(self, quantum_bytes: int) -> None:
         self.ready: OrderedDict[Key, None] = OrderedDict()
-        self.deficit = 0
+        # Its first turn's share: without it the others would have two turns before its first.
+        self.deficit = quantum_bytes
 
 
 class Scheduler:
@@ -39,7 +43,7 @@ class Scheduler:
 
         >>> from tests.support.works import upsert
         >>> queue = Scheduler(max_documents=10, max_bytes=10_000, quantum_bytes=2_000)
-        >>> for offset, version in enumerate([3, 7, 5]):
+        >>> for offset, version in enumerate([3, 5, 7]):
         ...     queue.add(upsert("a", version=version, offset=offset))
         >>> work = queue.take()
         >>> work.rank.version, [parked.rank.version for parked in work.parked]
@@ -91,14 +95,15 @@ class Scheduler:
                 del self._tenants[name]
                 continue
             key = next(iter(tenant.ready))
-            cost = self._queues[key][0].size_bytes
+            run = _run(self._queues[key])
+            cost = run[-1].size_bytes
             if tenant.deficit < cost:
                 tenant.deficit += self._quantum_bytes
                 self._tenants.move_to_end(name)
                 continue
             tenant.deficit -= cost
             del tenant.ready[key]
-            return self._start(key)
+            return self._start(key, run)
         return None
 
     def done(self, work: Work) -> None:
@@ -116,7 +121,7 @@ class Scheduler:
 
     def retry(self, work: Work) -> None:
         """Return a work and all parked under it to the head of its key's queue."""
-        again = sorted([work, *work.parked], key=lambda one: one.position)
+        again = [*work.parked, work]
         work.parked = []
         self._free(work, again=again)
 
@@ -141,7 +146,7 @@ class Scheduler:
 
     def works_in_flight(self) -> Iterator[Work]:
         """Return what is in flight now."""
-        return iter(self._in_flight.values())
+        return iter(list(self._in_flight.values()))
 
     def _push(self, work: Work) -> None:
         key = _key(work)
@@ -151,18 +156,19 @@ class Scheduler:
 
     def _make_ready(self, key: Key, tenant: str) -> None:
         if key not in self._in_flight:
-            self._tenants.setdefault(tenant, _Tenant()).ready.setdefault(key)
+            if tenant not in self._tenants:
+                self._tenants[tenant] = _Tenant(self._quantum_bytes)
+            self._tenants[tenant].ready.setdefault(key)
 
-    def _start(self, key: Key) -> Work:
+    def _start(self, key: Key, run: list[Work]) -> Work:
         queue = self._queues[key]
-        run = list(_run(queue))
-        work = max(run, key=lambda one: (one.rank.version or 0, one.position.offset))
-        work.parked = [one for one in run if one is not work]
         for _ in run:
             queue.popleft()
         if not queue:
             del self._queues[key]
         self._waiting -= len(run)
+        work = run.pop()
+        work.parked = run
         self._in_flight[key] = work
         return work
 
@@ -190,19 +196,21 @@ def _key(work: Work) -> Key:
     return work.position.topic, work.document_key
 
 
-def _parks(work: Work) -> bool:
-    return work.rank.version is not None and work.claimed_origin is None
+def _run(queue: deque[Work]) -> list[Work]:
+    """Return the first work and those right behind it, as far as each replaces the last."""
+    run = [queue[0]]
+    for work in islice(queue, 1, None):
+        if not _replaces(work, run[-1]):
+            break
+        run.append(work)
+    return run
 
 
-def _run(queue: deque[Work]) -> Iterator[Work]:
-    """Yield the first work and those right behind it that may be parked with it."""
-    first = queue[0]
-    yield first
-    if not _parks(first):
-        return
-    for position, work in enumerate(queue):
-        if position == 0:
-            continue
-        if not _parks(work) or work.claim != first.claim:
-            return
-        yield work
+def _replaces(work: Work, older: Work) -> bool:
+    """Tell whether the work right before this one may be parked under it."""
+    if work.claimed_origin is not None or older.claimed_origin is not None:
+        return False
+    version, before = work.rank.version, older.rank.version
+    if version is None or before is None:
+        return False
+    return version >= before and work.claim == older.claim

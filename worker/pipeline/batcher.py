@@ -1,0 +1,150 @@
+"""
+Many callers, few calls: natural batching.
+
+Owns the items that wait and the slots that work. While all slots work the next batch grows;
+when one is free it takes what is waiting, so at low load nothing waits and at high load
+batches are full. A batch never mixes groups; groups take turns.
+
+Never fails one caller for another: a work function answers each item on its own, with an
+exception where that is the answer. A caller that leaves takes its waiting item with it; one
+whose item is being worked on leaves at once, or, with `settles`, when the batch has ended.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+from worker.ports import Spawn
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+Work = Callable[[list[In]], Awaitable[Sequence[Out | BaseException]]]
+Take = Callable[[Iterable[In]], int]
+"""How many items from the head go into one batch: at least one where there is one."""
+
+
+class Call(Generic[In, Out]):
+    """One item, its answer, and the end of the batch that it went with."""
+
+    __slots__ = ("answer", "batch", "item", "left")
+
+    def __init__(self, item: In, answer: asyncio.Future[Out]) -> None:
+        self.item = item
+        self.answer = answer
+        self.batch: asyncio.Future[None] | None = None
+        self.left = False
+
+
+class Batcher(Generic[In, Out]):
+    """A queue in front of a function that works on many items at once."""
+
+    def __init__(
+        self,
+        work: Work[In, Out],
+        *,
+        spawn: Spawn,
+        slots: int,
+        take: Take[In],
+        group: Callable[[In], Hashable] = lambda _: None,
+        settles: bool = False,
+    ) -> None:
+        self._work = work
+        self._spawn = spawn
+        self._slots = slots
+        self._take = take
+        self._group = group
+        self._settles = settles
+        self._waiting: OrderedDict[Hashable, deque[Call[In, Out]]] = OrderedDict()
+        self._pump_is_due = False
+        self.working = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait for a slot."""
+        return sum(len(calls) for calls in self._waiting.values())
+
+    async def submit(self, item: In) -> Out:
+        """Return the answer to one item; raises what the work function answers for it."""
+        return await self.wait(self.put(item))
+
+    def put(self, item: In) -> Call[In, Out]:
+        """Queue an item; its answer comes to `call.answer`."""
+        loop = asyncio.get_running_loop()
+        call = Call[In, Out](item, loop.create_future())
+        self._waiting.setdefault(self._group(item), deque()).append(call)
+        self._schedule(loop)
+        return call
+
+    async def wait(self, call: Call[In, Out]) -> Out:
+        """Wait for the answer to a call of our own."""
+        try:
+            return await call.answer
+        except asyncio.CancelledError:
+            call.left = True
+            if self._settles and call.batch is not None:
+                await _until_done(call.batch)
+            raise
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One turn of the loop later: what is submitted in this turn goes together.
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        while self.working < self._slots and (calls := self._next_batch()):
+            self.working += 1
+            self._spawn(self._run(calls))
+
+    def _next_batch(self) -> list[Call[In, Out]]:
+        while self._waiting:
+            group, calls = self._waiting.popitem(last=False)
+            count = self._take(call.item for call in calls if not call.left)
+            batch: list[Call[In, Out]] = []
+            while len(batch) < count:
+                call = calls.popleft()
+                if not call.left:
+                    batch.append(call)
+            if calls and batch:
+                self._waiting[group] = calls
+            if batch:
+                return batch
+        return []
+
+    async def _run(self, calls: list[Call[In, Out]]) -> None:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        for call in calls:
+            call.batch = ended
+        try:
+            _answer(calls, await self._work([call.item for call in calls]))
+        except Exception as error:  # noqa: BLE001 - handed to every caller of the batch
+            _answer(calls, [error] * len(calls))
+        finally:
+            for call in calls:
+                call.answer.cancel()
+            ended.set_result(None)
+            self.working -= 1
+            self._schedule(loop)
+
+
+def _answer(calls: list[Call[In, Out]], answers: Sequence[Out | BaseException]) -> None:
+    for call, answer in zip(calls, answers, strict=True):
+        if call.answer.done():
+            continue
+        if isinstance(answer, BaseException):
+            call.answer.set_exception(answer)
+        else:
+            call.answer.set_result(answer)
+
+
+async def _until_done(future: asyncio.Future[None]) -> None:
+    """Wait for a future's end, also when cancelled meanwhile; the caller raises in the end."""
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:
+            continue

@@ -1,0 +1,126 @@
+"""
+Works in flight: taken from the scheduler, carried to their end, one task each.
+
+Owns the queue and the tasks, and the bound of works in flight. Draining is one code path for
+a revoked partition, a fenced claim and a stopping worker: what waits is released, what is in
+flight may finish until the deadline and is then cancelled.
+
+Invariant: every work that was added is waiting, in flight or finished, also when a task is
+cancelled or fails, so a drain always ends.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from worker.config import QueueOptions
+from worker.core.lifecycle import Lives
+from worker.core.model import Claim, DeadLettered, Outcome, Work
+from worker.core.scheduler import Scheduler
+from worker.errors import FencedError
+from worker.pipeline.ingest import Ingest
+from worker.pipeline.settle import Settle
+from worker.telemetry import Counters
+
+_CANCEL_SECONDS = 2.0
+
+
+class Dispatch:
+    """The works of a worker between intake and settlement."""
+
+    def __init__(
+        self,
+        ingest: Ingest,
+        settle: Settle,
+        lives: Lives,
+        options: QueueOptions,
+        *,
+        counters: Counters,
+        spawn: Callable[..., asyncio.Task[None]],
+    ) -> None:
+        self._ingest = ingest
+        self._settle = settle
+        self._lives = lives
+        self._counters = counters
+        self._spawn = spawn
+        self._max_in_flight = options.max_in_flight
+        self.scheduler = Scheduler(
+            max_documents=options.max_documents,
+            max_bytes=options.max_bytes,
+            quantum_bytes=options.quantum_bytes,
+        )
+        self._tasks: dict[Work, asyncio.Task[None]] = {}
+        self.room = asyncio.Event()
+        self.room.set()
+
+    @property
+    def in_flight(self) -> int:
+        """How many works are being carried to their end."""
+        return len(self._tasks)
+
+    def add(self, work: Work) -> None:
+        """Queue a tracked work; `pump` starts it."""
+        self.scheduler.add(work)
+
+    def pump(self) -> None:
+        """Start what may be started, and say whether there is room for more."""
+        while len(self._tasks) < self._max_in_flight:
+            work = self.scheduler.take()
+            if work is None:
+                break
+            self._tasks[work] = self._spawn(self._carry(work))
+        if self.scheduler.is_full:
+            self.room.clear()
+        else:
+            self.room.set()
+
+    def release(self, claim: Claim) -> None:
+        """Leave what waits under a claim to the next owner of its partition."""
+        for work in self.scheduler.drop(claim):
+            self._settle.released(work)
+        self.pump()
+
+    async def drain(self, claims: Collection[Claim], deadline_seconds: float) -> None:
+        """Let what is in flight under these claims finish, then cancel it. Never raises."""
+        for claim in claims:
+            self.release(claim)
+        tasks = [task for work, task in self._tasks.items() if work.claim in claims]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=deadline_seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_CANCEL_SECONDS)
+
+    async def _carry(self, work: Work) -> None:
+        finish: Callable[[Work], None] = self.scheduler.done
+        try:
+            outcome = await self._ingest(work)
+            finish = await self._end(work, outcome)
+        except FencedError:
+            self._fenced(work)
+        except asyncio.CancelledError:
+            self._settle.released(work)
+            raise
+        finally:
+            del self._tasks[work]
+            finish(work)
+        # Not when cancelled or failed: a TaskGroup that ends must not get new tasks.
+        self.pump()
+
+    async def _end(self, work: Work, outcome: Outcome | None) -> Callable[[Work], None]:
+        """Settle a work and return how the scheduler is told."""
+        if outcome is None:
+            again = self._lives.under(work.claim) and not self._lives.is_ending(work.claim)
+            self._counters.requeues += 1
+            return self.scheduler.retry if again else self.scheduler.done
+        await self._settle(work, outcome)
+        dead = isinstance(outcome, DeadLettered) and not self._lives.is_ending(work.claim)
+        return self.scheduler.refuse if dead else self.scheduler.done
+
+    def _fenced(self, work: Work) -> None:
+        self._settle.released(work)
+        if (life := self._lives.under(work.claim)) is not None:
+            life.fence(work.claim)
+            self._counters.fenced += 1
+            self.release(work.claim)

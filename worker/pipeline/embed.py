@@ -1,0 +1,215 @@
+"""
+Chunks become vectors, each bought once.
+
+Owns the purchases that wait or are under way, one per chunk content, and the cache of what
+was paid for and is not stored yet: a retry, a conflict or a rebalance does not buy again.
+Chunks of many documents share a request (packed by count, tokens and bytes); never chunks of
+two models. A purchase that nobody waits for any more is dropped while it waits, and finished
+and kept once it was sent.
+
+Fails a document only for what is its own: a refused request is sent again document by
+document, and so is one whose attempts are used up while the provider answers others. While
+the provider answers nobody, everything waits.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from schemas.dead_letter import Reason
+from worker.config import EmbeddingOptions, RetryOptions
+from worker.core import retry
+from worker.core.model import ChangeSet, ChunkId, Collection, DocumentKey, Vector, Work
+from worker.core.packing import PackLimits, Weight, estimate_tokens, take
+from worker.core.vector_cache import VectorCache
+from worker.errors import PermanentError, ProviderUnavailable, RejectedInput
+from worker.pipeline.batcher import Batcher, Call
+from worker.ports import Clock, Embedder, EmbeddingRequest, Spawn
+from worker.telemetry import Counters
+
+Key = tuple[int, int, bytes]
+"""What a vector is kept by: collection, generation, chunk hash."""
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """One chunk to buy: its text, and who asked first."""
+
+    key: Key
+    text: str
+    collection: Collection
+    document: DocumentKey
+    traceparent: str | None
+    weight: Weight
+    waiters: int = 0
+    call: "Call[Piece, Vector] | None" = field(default=None, repr=False)
+
+
+class Embed:
+    """The stage from the new chunks of a change set to their vectors."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        options: EmbeddingOptions,
+        retries: RetryOptions,
+        *,
+        counters: Counters,
+        clock: Clock,
+        jitter: Callable[[], float],
+        spawn: Spawn,
+    ) -> None:
+        self._embedder = embedder
+        self._retries = retries
+        self._counters = counters
+        self._clock = clock
+        self._jitter = jitter
+        self._answered_at = float("-inf")
+        self.cache = VectorCache(options.cache_bytes)
+        self._buying: dict[Key, Piece] = {}
+        limits = PackLimits(
+            max_inputs=options.max_inputs,
+            max_tokens=options.max_request_tokens,
+            max_bytes=options.max_request_bytes,
+        )
+        self._batcher = Batcher[Piece, Vector](
+            self._buy,
+            spawn=spawn,
+            slots=options.concurrency,
+            take=lambda pieces: take((piece.weight for piece in pieces), limits),
+            group=lambda piece: (piece.collection.model, piece.collection.dimensions),
+        )
+
+    @property
+    def requests_in_flight(self) -> int:
+        """How many requests are under way, or between two attempts."""
+        return self._batcher.working
+
+    async def __call__(self, work: Work, change: ChangeSet) -> dict[ChunkId, Vector]:
+        """
+        Return a vector for each chunk that the change set inserts.
+
+        Raises:
+            PermanentError: a chunk of this document cannot be embedded.
+        """
+        vectors: dict[Key, Vector] = {}
+        pieces: dict[Key, Piece] = {}
+        for chunk in change.insert:
+            key = _key(change.collection, chunk.id)
+            if key in vectors or key in pieces:
+                continue
+            known = self.cache.get(key)
+            if known is None:
+                pieces[key] = self._order(key, chunk.content, work, change)
+            else:
+                vectors[key] = known
+        for piece in pieces.values():
+            piece.waiters += 1
+        try:
+            for key, piece in pieces.items():
+                vectors[key] = await _answer(piece)
+        finally:
+            for piece in pieces.values():
+                self._leave(piece)
+        return {chunk.id: vectors[_key(change.collection, chunk.id)] for chunk in change.insert}
+
+    def stored(self, change: ChangeSet) -> None:
+        """Forget the vectors of a change set: they are in the table now."""
+        for chunk in change.insert:
+            self.cache.discard(_key(change.collection, chunk.id))
+
+    def _order(self, key: Key, text: str, work: Work, change: ChangeSet) -> Piece:
+        piece = self._buying.get(key)
+        if piece is None:
+            weight = Weight(1, estimate_tokens(text), len(text.encode()))
+            piece = Piece(key, text, change.collection, change.key, work.traceparent, weight)
+            piece.call = self._batcher.put(piece)
+            piece.call.answer.add_done_callback(_retrieve)
+            self._buying[key] = piece
+        return piece
+
+    def _leave(self, piece: Piece) -> None:
+        piece.waiters -= 1
+        call = piece.call
+        if piece.waiters == 0 and call is not None and call.batch is None:
+            call.left = True
+            self._buying.pop(piece.key, None)
+
+    async def _buy(self, pieces: list[Piece]) -> list[Vector | BaseException]:
+        try:
+            answers = await self._request(pieces)
+        finally:
+            for piece in pieces:
+                self._buying.pop(piece.key, None)
+        for piece, answer in zip(pieces, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                self.cache.put(piece.key, answer)
+        return answers
+
+    async def _request(self, pieces: list[Piece]) -> list[Vector | BaseException]:
+        """Buy some chunks with one request, as often as it takes."""
+        began = self._clock()
+        attempt = 1
+        while True:
+            try:
+                vectors = await self._embedder.embed(_request_of(pieces))
+            except RejectedInput as error:
+                return await self._apart(pieces, error)
+            except ProviderUnavailable as error:
+                again = retry.decide(error, attempt, self._retries, self._jitter())
+                if again is None and self._answered_at > began:
+                    return await self._apart(pieces, _exhausted(error))
+                attempt, wait = self._next(attempt, again)
+                self._counters.retries += 1
+                await asyncio.sleep(wait)
+            else:
+                self._answered_at = self._clock()
+                self._counters.chunks_embedded_total += len(pieces)
+                return list(vectors)
+
+    def _next(self, attempt: int, again: retry.Retry | None) -> tuple[int, float]:
+        if again is None:  # it answers nobody: nothing is charged, everything waits
+            return attempt, self._jitter() * self._retries.cap_seconds
+        return attempt + again.counts, again.wait_seconds
+
+    async def _apart(
+        self, pieces: list[Piece], error: PermanentError
+    ) -> list[Vector | BaseException]:
+        """Send a refused request again document by document, to find whose fault it is."""
+        documents = [list(group) for _, group in groupby(pieces, key=lambda p: p.document)]
+        if len(documents) == 1:
+            return [error] * len(pieces)
+        answers: list[Vector | BaseException] = []
+        for document in documents:
+            answers += await self._request(document)
+        return answers
+
+
+def _key(collection: Collection, chunk: ChunkId) -> Key:
+    return collection.id, collection.generation, chunk.hash
+
+
+def _request_of(pieces: Sequence[Piece]) -> EmbeddingRequest:
+    first = pieces[0].collection
+    return EmbeddingRequest(
+        model=first.model,
+        dimensions=first.dimensions,
+        texts=[piece.text for piece in pieces],
+        traceparents=[piece.traceparent for piece in pieces if piece.traceparent],
+    )
+
+
+def _exhausted(error: ProviderUnavailable) -> PermanentError:
+    return PermanentError(Reason.RETRIES_EXHAUSTED, str(error))
+
+
+def _retrieve(answer: asyncio.Future[Vector]) -> None:
+    """Look at an answer that nobody may be waiting for any more."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+async def _answer(piece: Piece) -> Vector:
+    assert piece.call is not None
+    return await asyncio.shield(piece.call.answer)

@@ -1,0 +1,108 @@
+"""
+The whole life of a document, from its event to its outcome.
+
+Owns nothing but the order of the stages: prepare, embed, store, and again where the row moved
+meanwhile or PostgreSQL did not answer. Never settles, never commits.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from schemas.events import DocumentUpserted, ScopeDeleted
+from worker.core.model import (
+    ChangeSet,
+    ChunkId,
+    Claim,
+    DeadLettered,
+    Deleted,
+    Outcome,
+    Rejected,
+    Released,
+    Stored,
+    Vector,
+    Work,
+)
+from worker.errors import FencedError, PermanentError, StoreUnavailable
+from worker.pipeline.embed import Embed
+from worker.pipeline.prepare import Prepare
+from worker.pipeline.store import Save
+from worker.ports import Verdict
+
+_ALONE_AFTER = 3
+"""Rounds against a moving row before a document gets a transaction of its own."""
+
+
+class Ingest:
+    """What is done for one work; `is_ending` tells that its claim is being drained."""
+
+    def __init__(
+        self,
+        prepare: Prepare,
+        embed: Embed,
+        save: Save,
+        *,
+        document_timeout_seconds: float,
+        is_ending: Callable[[Claim], bool],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._prepare = prepare
+        self._embed = embed
+        self._save = save
+        self._document_timeout_seconds = document_timeout_seconds
+        self._is_ending = is_ending
+        self._jitter = jitter
+
+    async def __call__(self, work: Work) -> Outcome | None:
+        """
+        Take one event from text to stored vectors, or to the reason why not; None: again.
+
+        Raises:
+            FencedError: the claim is not the newest any more.
+        """
+        if isinstance(work.event, Rejected):
+            return DeadLettered(work.event.reason, work.event.detail, "decode")
+        try:
+            async with asyncio.timeout(self._document_timeout_seconds):
+                if isinstance(work.event, ScopeDeleted):
+                    _refuse_fenced(await self._save.scope(work))
+                    return Deleted()
+                return await self._write(work)
+        except TimeoutError:
+            work.passes += 1
+            return None
+        except StoreUnavailable:
+            await asyncio.sleep(0.1 + self._jitter())
+            return None
+        except PermanentError as error:
+            return DeadLettered(error.reason, str(error), "ingest")
+
+    async def _write(self, work: Work) -> Outcome | None:
+        """Decide, buy and compare-and-set, until the row stands still."""
+        rounds = 0
+        while True:
+            change = await self._prepare(work)
+            if not isinstance(change, ChangeSet):
+                return change
+            if self._is_ending(work.claim):
+                return Released()
+            vectors = await self._vectors(work, change)
+            verdict = await self._save(work, change, vectors, alone=rounds >= _ALONE_AFTER)
+            if verdict is Verdict.APPLIED:
+                self._embed.stored(change)
+                return _outcome(work, change)
+            _refuse_fenced(verdict)
+            rounds += 1
+
+    async def _vectors(self, work: Work, change: ChangeSet) -> dict[ChunkId, Vector]:
+        return await self._embed(work, change) if change.insert else {}
+
+
+def _outcome(work: Work, change: ChangeSet) -> Outcome:
+    if isinstance(work.event, DocumentUpserted):
+        return Stored(embedded=len(change.insert), kept=change.kept)
+    return Deleted()
+
+
+def _refuse_fenced(verdict: Verdict) -> None:
+    if verdict is Verdict.FENCED:
+        raise FencedError

@@ -1,0 +1,229 @@
+"""
+The partitions of this worker: claimed, drained, and told how far they are done.
+
+Owns the lives of the assigned partitions. On assignment a loader of each one claims it in the
+table, decides where it starts and lets the source begin; on revocation everything is drained
+and committed under one deadline. Never waits for the poll task; a listener never raises.
+
+The committer writes the table first and tells Kafka only what the table returned, so Kafka is
+never ahead (protocol, change 7). A partition that is fenced but still assigned is claimed
+again, after a heartbeat has confirmed the assignment (change 10).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from worker.config import KafkaOptions
+from worker.core.lifecycle import Halt, Lives, PartitionLife, Phase, Start, decide_start
+from worker.core.model import Claim, Partition, Progress
+from worker.errors import FencedError, TransientError
+from worker.pipeline.dispatch import Dispatch
+from worker.ports import Claims, Clock, Source, Spawn
+from worker.telemetry import Counters
+
+log = structlog.get_logger(__name__)
+
+_COMMIT_AGAIN_SECONDS = 60.0
+"""A stale commit of somebody else may have rewound ours; nobody would notice without this."""
+_FINAL_COMMIT_SECONDS = 3.0
+
+
+class Partitions:
+    """What the group assigns to this worker; the `Assignments` of a source."""
+
+    def __init__(
+        self,
+        claims: Claims,
+        dispatch: Dispatch,
+        lives: Lives,
+        options: KafkaOptions,
+        *,
+        owner: str,
+        counters: Counters,
+        clock: Clock,
+        jitter: Callable[[], float],
+        spawn: Spawn,
+    ) -> None:
+        self._claims = claims
+        self._dispatch = dispatch
+        self._lives = lives
+        self._options = options
+        self._owner = owner
+        self._counters = counters
+        self._clock = clock
+        self._jitter = jitter
+        self._spawn = spawn
+        self._source: Source | None = None
+        self._committing = asyncio.Lock()
+        self._committed: dict[Partition, tuple[int, float]] = {}
+
+    def use(self, source: Source) -> None:
+        """Take the source that the next assignments come from."""
+        self._source = source
+
+    # ---- what the group says ----
+
+    def assigned(self, assignment: int, partitions: frozenset[Partition]) -> None:
+        """Begin to claim what is assigned."""
+        self._counters.rebalances += 1
+        log.info("assigned", action="assigned", partitions=len(partitions))
+        for partition in sorted(partitions):
+            life = PartitionLife(partition, assignment)
+            self._lives.begin(life)
+            self._spawn(self._load(life))
+
+    async def revoked(self) -> None:
+        """Drain all that is assigned and commit it; then it is somebody else's."""
+        lives = list(self._lives)
+        for life in lives:
+            life.drain()
+        claims = [life.claim for life in lives if life.claim is not None]
+        await self._dispatch.drain(claims, self._options.drain_seconds)
+        try:
+            async with asyncio.timeout(_FINAL_COMMIT_SECONDS):
+                await self.commit()
+        except (TimeoutError, TransientError) as error:
+            log.warning("last commit failed", action="commit_failed", error=str(error))
+        for life in lives:
+            self._lives.end(life.partition)
+        log.info("revoked", action="revoked", partitions=len(lives))
+
+    def failed(self, partition: Partition, reason: str) -> None:
+        """Halt a partition that cannot be polled; the others go on."""
+        self._counters.poll_errors += 1
+        if (life := self._lives.find(partition)) is not None:
+            self._halt(life, reason)
+
+    # ---- claim, then seek ----
+
+    async def _load(self, life: PartitionLife) -> None:
+        delay_seconds = 0.1
+        while life.phase is Phase.CLAIMING:
+            try:
+                await self._claim(life)
+            except FencedError:
+                life.phase = Phase.FENCED
+                return
+            except TransientError as error:
+                log.warning("claim failed", action="claim_failed", error=str(error))
+                await asyncio.sleep(delay_seconds * (0.5 + self._jitter()))
+                delay_seconds = min(2 * delay_seconds, 5.0)
+
+    async def _claim(self, life: PartitionLife) -> None:
+        assert self._source is not None
+        claim = await self._claims.claim(self._options.group, life.partition, self._owner)
+        self._counters.claims += 1
+        start = await self._decide(self._source, claim)
+        if isinstance(start, Halt):
+            self._halt(life, start.problem)
+            return
+        if start.alarm:
+            log.error(start.alarm, action="start_alarm", partition=_name(life.partition))
+        await self._claims.begin(claim, start.offset)
+        if life.phase is not Phase.CLAIMING:
+            return
+        life.start(claim, start.offset)
+        self._committed.pop(life.partition, None)
+        if not self._source.begin(life.assignment, life.partition, start.offset):
+            life.end()
+
+    async def _decide(self, source: Source, claim: Claim) -> Start | Halt:
+        partition, next_offset = claim.partition, claim.next_offset
+        committed = await source.committed(partition)
+        if committed is not None and next_offset is not None and committed > next_offset:
+            # An old owner may have raised it between our claim and its last commit.
+            next_offset = await self._claims.next_offset(claim.group, partition)
+        mark = claim.landmark
+        if mark is not None:
+            seen = await source.landmark(partition, mark.offset)
+            if seen is not None and seen != mark:
+                return Halt(
+                    f"the record at offset {mark.offset} is not the one that was settled: "
+                    "the topic was re-created"
+                )
+        return decide_start(committed, next_offset, await source.bounds(partition))
+
+    def _halt(self, life: PartitionLife, problem: str) -> None:
+        life.halt(problem)
+        if self._source is not None:
+            self._source.pause(life.partition)
+        if life.claim is not None:
+            self._dispatch.release(life.claim)
+        log.error(problem, action="partition_halted", partition=_name(life.partition))
+
+    # ---- commit ----
+
+    async def run(self) -> None:
+        """Commit on a timer, and claim again what was fenced."""
+        while True:
+            await asyncio.sleep(self._options.commit_interval_seconds)
+            try:
+                await self.commit()
+            except TransientError as error:
+                log.warning("commit failed", action="commit_failed", error=str(error))
+            for life in self._lives.in_phase(Phase.FENCED):
+                life.phase = Phase.CLAIMING
+                self._spawn(self._reclaim(life))
+
+    async def commit(self) -> None:
+        """Write how far we are to the table, then tell Kafka what the table returned."""
+        async with self._committing:
+            due = {life.claim: life.progress for life in self._lives if self._is_due(life)}
+            progress = {claim: far for claim, far in due.items() if claim is not None}
+            if not progress:
+                return
+            saved = await self._claims.save_progress(progress)
+            self._fence(claim for claim in progress if claim.partition not in saved)
+            await self._tell(progress, saved)
+
+    async def _tell(self, progress: dict[Claim, Progress], saved: dict[Partition, int]) -> None:
+        offsets = {
+            claim.partition: saved[claim.partition]
+            for claim in progress
+            if claim.partition in saved and self._lives.under(claim) is not None
+        }
+        if not offsets or self._source is None:
+            return
+        try:
+            await self._source.commit(offsets)
+        except FencedError:
+            return  # the group has moved on; its callbacks will say so
+        now = self._clock()
+        self._committed.update({part: (offset, now) for part, offset in offsets.items()})
+        self._counters.commits += 1
+
+    def _is_due(self, life: PartitionLife) -> bool:
+        if life.phase not in (Phase.RUNNING, Phase.DRAINING):
+            return False
+        offset, at = self._committed.get(life.partition, (None, 0.0))
+        return life.progress.next_offset != offset or self._clock() - at > _COMMIT_AGAIN_SECONDS
+
+    def _fence(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            life = self._lives.under(claim)
+            if life is not None and life.fence(claim):
+                self._counters.fenced += 1
+                self._dispatch.release(claim)
+
+    async def _reclaim(self, life: PartitionLife) -> None:
+        """Claim again what was fenced, once the group has confirmed that it is ours."""
+        assert self._source is not None
+        await asyncio.sleep(self._jitter())
+        self._source.pause(life.partition)
+        while life.phase is Phase.CLAIMING:
+            try:
+                assignment, partitions = await self._source.confirm()
+            except TransientError:
+                await asyncio.sleep(0.5 + self._jitter())
+                continue
+            if assignment == life.assignment and life.partition in partitions:
+                log.warning("fenced", action="reclaim", partition=_name(life.partition))
+                await self._load(life)
+            else:
+                life.end()
+
+
+def _name(partition: Partition) -> str:
+    return f"{partition.topic}/{partition.number}"

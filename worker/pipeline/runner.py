@@ -1,0 +1,116 @@
+"""
+A worker's life: join the group, work until told to stop, drain, leave.
+
+Owns the only TaskGroup; whatever waits in a task of its own was spawned through it. An
+unexpected exception ends the TaskGroup and so the worker: it is stateless, Kafka delivers
+again. A source that is stuck is closed and made anew once, then the worker ends.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from worker.errors import BrokerUnavailable, ConfigError, WorkerError
+from worker.pipeline.intake import Intake
+from worker.pipeline.partitions import Partitions
+from worker.ports import Clock, Source
+
+log = structlog.get_logger(__name__)
+
+_STUCK_LIMIT = 2
+
+
+class Tasks:
+    """Where tasks are spawned: the runner's TaskGroup, while it is open."""
+
+    def __init__(self) -> None:
+        self._group: asyncio.TaskGroup | None = None
+
+    def open(self, group: asyncio.TaskGroup) -> None:
+        """Spawn into this group from now on."""
+        self._group = group
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task of the worker."""
+        if self._group is None:
+            coroutine.close()
+            raise RuntimeError("the worker is not running")
+        return self._group.create_task(coroutine)
+
+
+class Runner:
+    """A worker from start to stop; `stop` is set by the first signal."""
+
+    def __init__(
+        self,
+        make_source: Callable[[], Source],
+        partitions: Partitions,
+        intake: Intake,
+        tasks: Tasks,
+        *,
+        clock: Clock,
+        startup_timeout_seconds: float,
+    ) -> None:
+        self._make_source = make_source
+        self._partitions = partitions
+        self._intake = intake
+        self._tasks = tasks
+        self._clock = clock
+        self._startup_timeout_seconds = startup_timeout_seconds
+        self.source: Source | None = None
+        self.stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """
+        Work until `stop` is set, then drain and leave the group.
+
+        Raises:
+            ConfigError: the broker could not be reached within the start-up time.
+            WorkerError: the consumer was stuck again after it had been made anew.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._tasks.open(group)
+            committer = group.create_task(self._partitions.run())
+            try:
+                await self._work()
+            finally:
+                committer.cancel()
+
+    async def _work(self) -> None:
+        for _ in range(_STUCK_LIMIT):
+            source = await self._join()
+            if source is None:
+                return
+            try:
+                await self._intake.run(source, self.stop)
+                await self._partitions.revoked()
+            finally:
+                self.source = None
+                await source.close()
+            if self.stop.is_set():
+                return
+        raise WorkerError("the consumer delivers nothing although there is lag")
+
+    async def _join(self) -> Source | None:
+        """Open a source, patiently; None where the stop came first."""
+        deadline = self._clock() + self._startup_timeout_seconds
+        while not self.stop.is_set():
+            source = self._make_source()
+            self._partitions.use(source)
+            try:
+                await source.open(self._partitions)
+            except BrokerUnavailable as error:
+                await source.close()
+                if self._clock() >= deadline:
+                    raise ConfigError(f"Kafka cannot be reached: {error}") from error
+                log.warning("Kafka cannot be reached", action="join_failed", error=str(error))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await self.stop.wait()
+            else:
+                self.source = source
+                return source
+        return None

@@ -1,0 +1,147 @@
+"""
+The one place where a work ends.
+
+Owns the dead letters under way. Completes an offset only after its effect is durable: a row
+that is committed, or a dead letter that has a fenced ledger row, was acknowledged by the
+dead-letter topic and is marked (protocol, changes 5 and 18). A dead-letter topic that fails is
+an outage: everything waits, nothing is dropped.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
+
+from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tombstone
+from worker.core.lifecycle import Lives
+from worker.core.model import (
+    DeadLettered,
+    Order,
+    Outcome,
+    Position,
+    Rejected,
+    Stored,
+    Superseded,
+    Work,
+)
+from worker.errors import FencedError, TransientError
+from worker.pipeline.batcher import Batcher
+from worker.ports import DeadLetter, DeadLetters, Ledger, Spawn, Verdict
+from worker.telemetry import Counters
+
+_BATCH_LETTERS = 64
+
+
+class Settle:
+    """The end of a work: its dead letter if it needs one, then its offset."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dead_letters: DeadLetters,
+        lives: Lives,
+        *,
+        counters: Counters,
+        wall_clock: Callable[[], float],
+        jitter: Callable[[], float],
+        spawn: Spawn,
+    ) -> None:
+        self._ledger = ledger
+        self._dead_letters = dead_letters
+        self._lives = lives
+        self._counters = counters
+        self._wall_clock = wall_clock
+        self._jitter = jitter
+        self._records = Batcher[DeadLetter, Verdict](
+            ledger.record, spawn=spawn, slots=1, take=_take
+        )
+        self._marks = Batcher[tuple[str, Position], None](
+            self._mark, spawn=spawn, slots=1, take=_take, group=lambda item: item[0]
+        )
+
+    async def __call__(self, work: Work, outcome: Outcome) -> None:
+        """
+        End a work with its outcome; what was parked under it has been superseded with it.
+
+        Raises:
+            FencedError: the claim is not the newest any more; nothing completes.
+        """
+        if isinstance(outcome, DeadLettered):
+            await self._dead_letter(_letter(work, outcome))
+        self._end(work, outcome)
+        if not isinstance(outcome, DeadLettered):
+            for parked in work.parked:
+                self._end(parked, Superseded())
+
+    def released(self, work: Work) -> None:
+        """Count a work that is left to the next owner of its partition."""
+        self._counters.outcomes["released", ""] += 1 + len(work.parked)
+
+    def _end(self, work: Work, outcome: Outcome) -> None:
+        life = self._lives.under(work.claim)
+        if life is None:
+            return
+        life.end_work(work, outcome)
+        reason = outcome.reason.value if isinstance(outcome, DeadLettered) else ""
+        self._counters.outcomes[type(outcome).__name__.lower(), reason] += 1
+        self._counters.documents_total += 1
+        if isinstance(outcome, Stored):
+            self._counters.freshness.record(self._age_seconds(work))
+
+    def _age_seconds(self, work: Work) -> float:
+        return max(0.0, self._wall_clock() - work.record.timestamp_ms / 1000)
+
+    async def _dead_letter(self, letter: DeadLetter) -> None:
+        verdict = await self._until_done(lambda: self._records.submit(letter))
+        if verdict is Verdict.FENCED:
+            raise FencedError
+        await self._until_done(lambda: self._dead_letters.publish(letter))
+        mark = letter.claim.group, letter.record.position
+        await self._until_done(lambda: self._marks.submit(mark))
+
+    async def _until_done(
+        self, call: Callable[[], Awaitable[Verdict | None]]
+    ) -> Verdict | None:
+        delay_seconds = 0.1
+        while True:
+            try:
+                return await call()
+            except TransientError:
+                await asyncio.sleep(delay_seconds * (0.5 + self._jitter()))
+                delay_seconds = min(2 * delay_seconds, 5.0)
+
+    async def _mark(self, marks: list[tuple[str, Position]]) -> list[None]:
+        await self._ledger.mark_published(marks[0][0], [position for _, position in marks])
+        return [None] * len(marks)
+
+
+def _take(items: Iterable[object]) -> int:
+    return len(list(islice(items, _BATCH_LETTERS)))
+
+
+def _letter(work: Work, outcome: DeadLettered) -> DeadLetter:
+    event = work.event
+    tenant = collection = document_id = None
+    match event:
+        case DocumentUpserted() | DocumentDeleted() | Tombstone():
+            tenant, collection, document_id = event.tenant, event.collection, event.id
+        case ScopeDeleted() | Rejected():
+            tenant = event.tenant or None
+    return DeadLetter(
+        record=work.record,
+        claim=work.claim,
+        reason=outcome.reason,
+        stage=outcome.stage,
+        detail=outcome.detail,
+        origin=_origin(work),
+        tenant=tenant,
+        collection=collection,
+        document_id=document_id,
+        version=work.rank.version,
+        traceparent=work.traceparent,
+        passes=work.passes,
+    )
+
+
+def _origin(work: Work) -> Order:
+    """Return where the event first stood: chained replays keep the first origin."""
+    return work.rank.order

@@ -1,0 +1,103 @@
+"""
+Change sets become rows, many documents to a transaction.
+
+Owns the transactions that wait or are under way. A document that PostgreSQL refuses is found
+by writing each of its batch alone, so it never fails its neighbours. A caller that leaves
+waits for the end of its transaction first, so a key is never free while a write of it runs.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+
+from schemas.events import ScopeDeleted
+from worker.config import IngestOptions
+from worker.core.model import ChangeSet, ChunkId, Vector, Work
+from worker.errors import PermanentError
+from worker.pipeline.batcher import Batcher
+from worker.ports import Spawn, Store, Verdict, Write
+from worker.telemetry import Counters
+
+
+class Save:
+    """The stage from a change set and its vectors to committed rows."""
+
+    def __init__(
+        self, store: Store, options: IngestOptions, *, counters: Counters, spawn: Spawn
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._counters = counters
+        self._alone = 0
+        self._batcher = Batcher[tuple[Write, Hashable], Verdict](
+            self._apply,
+            spawn=spawn,
+            slots=options.store_slots,
+            take=self._take,
+            group=lambda item: item[1],
+            settles=True,
+        )
+
+    async def __call__(
+        self,
+        work: Work,
+        change: ChangeSet,
+        vectors: Mapping[ChunkId, Vector],
+        *,
+        alone: bool = False,
+    ) -> Verdict:
+        """
+        Write one document, with others or alone in its transaction.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown.
+            PermanentError: PostgreSQL refuses the document.
+        """
+        self._alone += alone
+        group = self._alone if alone else 0
+        return await self._batcher.submit((Write(change, work.claim, vectors), group))
+
+    async def scope(self, work: Work) -> Verdict:
+        """Delete what a scope reaches."""
+        assert isinstance(work.event, ScopeDeleted)
+        return await self._store.delete_scope(work.claim, work.event, work.rank)
+
+    async def _apply(
+        self, items: list[tuple[Write, Hashable]]
+    ) -> list[Verdict | BaseException]:
+        writes = [write for write, _ in items]
+        try:
+            verdicts = list(await self._store.apply(writes))
+        except PermanentError as error:
+            if len(writes) == 1:
+                return [error]
+            return [answer for item in items for answer in await self._apply([item])]
+        self._count(writes, verdicts)
+        return list(verdicts)
+
+    def _count(self, writes: list[Write], verdicts: list[Verdict]) -> None:
+        for write, verdict in zip(writes, verdicts, strict=True):
+            if verdict is Verdict.APPLIED:
+                change = write.change
+                self._counters.pgvector_write_throughput += 1 + len(change.insert)
+                self._counters.chunks_kept_total += change.kept
+
+    def _take(self, items: Iterable[tuple[Write, Hashable]]) -> int:
+        return _fitting(
+            (_bytes(write) for write, _ in items),
+            self._options.store_batch_documents,
+            self._options.store_batch_bytes,
+        )
+
+
+def _bytes(write: Write) -> int:
+    vectors = sum(map(len, write.vectors.values()))
+    return vectors + sum(len(chunk.content) for chunk in write.change.insert)
+
+
+def _fitting(sizes: Iterable[int], most: int, most_bytes: int) -> int:
+    count = total = 0
+    for size in sizes:
+        total += size
+        if count and (count == most or total > most_bytes):
+            break
+        count += 1
+    return count
