@@ -28,6 +28,7 @@ class Tasks:
 
     def __init__(self) -> None:
         self._group: asyncio.TaskGroup | None = None
+        self._running: set[asyncio.Task[None]] = set()
 
     def open(self, group: asyncio.TaskGroup) -> None:
         """Spawn into this group from now on."""
@@ -38,7 +39,15 @@ class Tasks:
         if self._group is None:
             coroutine.close()
             raise RuntimeError("the worker is not running")
-        return self._group.create_task(coroutine)
+        task = self._group.create_task(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def cancel(self) -> None:
+        """Cancel what still runs: after the drain nobody waits for it."""
+        for task in self._running:
+            task.cancel()
 
 
 class Runner:
@@ -73,11 +82,9 @@ class Runner:
         """
         async with asyncio.TaskGroup() as group:
             self._tasks.open(group)
-            committer = group.create_task(self._partitions.run())
-            try:
-                await self._work()
-            finally:
-                committer.cancel()
+            self._tasks.spawn(self._partitions.run())
+            await self._work()
+            self._tasks.cancel()
 
     async def _work(self) -> None:
         for _ in range(_STUCK_LIMIT):

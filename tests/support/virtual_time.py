@@ -1,0 +1,66 @@
+"""
+An event loop whose time is a number and whose ready callbacks are shuffled by a seed.
+
+Nothing is slept for: when no callback is ready, time jumps to the next timer. The same seed
+gives the same order of everything, so a failure replays. When neither a callback nor a timer
+is left, the code waits for something that will never happen: `Stalled` says so.
+"""
+
+import asyncio
+import heapq
+import random
+import selectors
+from collections.abc import Coroutine
+from typing import Any
+
+
+class Stalled(AssertionError):
+    """The coroutine waits, and nothing can ever wake it."""
+
+
+class _NoSelector(selectors.SelectSelector):
+    """Only what the loop needs to be built; there is no input and output in virtual time."""
+
+    def select(self, timeout=None):
+        return []
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """The loop of one universe."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(_NoSelector())
+        self._now = 1_000.0
+        self._random = random.Random(seed) if seed is not None else None
+        self._clock_resolution = 1e-9
+        self.turns = 0
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        self.turns += 1
+        while self._scheduled and self._scheduled[0]._cancelled:
+            heapq.heappop(self._scheduled)._scheduled = False
+        if not self._ready and not self._stopping:
+            if not self._scheduled:
+                raise Stalled("everything waits and nothing can wake it")
+            self._now = max(self._now, self._scheduled[0]._when)
+        if self._random is not None and len(self._ready) > 1:
+            ready = list(self._ready)
+            self._random.shuffle(ready)
+            self._ready.clear()
+            self._ready.extend(ready)
+        self._timer_cancelled_count = 0
+        super()._run_once()
+
+
+def run(main: Coroutine[Any, Any, Any], seed: int | None = None, limit_seconds=1e6):
+    """Run a coroutine in a universe of its own; virtual time beyond the limit is a failure."""
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(seed)) as runner:
+        return runner.run(_limited(main, limit_seconds))
+
+
+async def _limited(main, limit_seconds):
+    async with asyncio.timeout(limit_seconds):
+        return await main

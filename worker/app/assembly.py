@@ -1,0 +1,150 @@
+"""
+The pipeline put together from ports: the same for the real worker and for simulations.
+
+Plain constructors, no registry. Clock, jitter and CPU offload come from outside, so a
+virtual-time loop can run all of it on memory adapters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from worker.config import Settings
+from worker.core.lifecycle import Lives
+from worker.pipeline.dispatch import Dispatch
+from worker.pipeline.embed import Embed
+from worker.pipeline.ingest import Ingest
+from worker.pipeline.intake import Intake
+from worker.pipeline.partitions import Partitions
+from worker.pipeline.prepare import Collections, Prepare
+from worker.pipeline.runner import Runner, Tasks
+from worker.pipeline.settle import Settle
+from worker.pipeline.store import Save
+from worker.ports import (
+    Catalog,
+    Claims,
+    Clock,
+    DeadLetters,
+    Embedder,
+    Ledger,
+    Offload,
+    Source,
+    Store,
+)
+from worker.telemetry import Counters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """What a worker talks to."""
+
+    make_source: Callable[[], Source]
+    dead_letters: DeadLetters
+    embedder: Embedder
+    claims: Claims
+    store: Store
+    ledger: Ledger
+    catalog: Catalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a simulation replaces: clocks (seconds), chance in [0, 1), CPU work."""
+
+    clock: Clock
+    wall_clock: Callable[[], float]
+    jitter: Callable[[], float]
+    offload: Offload
+
+
+class Worker(NamedTuple):
+    """A worker's parts, as far as anybody outside looks at them."""
+
+    runner: Runner
+    lives: Lives
+    dispatch: Dispatch
+    embed: Embed
+    counters: Counters
+
+
+def assemble(settings: Settings, ports: Ports, around: Surroundings, *, owner: str) -> Worker:
+    """Put a worker together; `owner` names it in its claims."""
+    tasks, lives, counters = Tasks(), Lives(), Counters()
+    ingest, embed = _ingest(settings, ports, around, tasks, lives, counters)
+    settle = Settle(
+        ports.ledger,
+        ports.dead_letters,
+        lives,
+        counters=counters,
+        wall_clock=around.wall_clock,
+        jitter=around.jitter,
+        spawn=tasks.spawn,
+    )
+    dispatch = Dispatch(
+        ingest, settle, lives, settings.queue, counters=counters, spawn=tasks.spawn
+    )
+    partitions = Partitions(
+        ports.claims,
+        dispatch,
+        lives,
+        settings.kafka,
+        owner=owner,
+        counters=counters,
+        clock=around.clock,
+        jitter=around.jitter,
+        spawn=tasks.spawn,
+    )
+    intake = Intake(
+        dispatch,
+        lives,
+        settings.ingest,
+        counters=counters,
+        clock=around.clock,
+        progress_seconds=settings.telemetry.progress_seconds,
+    )
+    runner = Runner(
+        ports.make_source,
+        partitions,
+        intake,
+        tasks,
+        clock=around.clock,
+        startup_timeout_seconds=settings.startup_timeout_seconds,
+    )
+    return Worker(runner, lives, dispatch, embed, counters)
+
+
+def _ingest(
+    settings: Settings,
+    ports: Ports,
+    around: Surroundings,
+    tasks: Tasks,
+    lives: Lives,
+    counters: Counters,
+) -> tuple[Ingest, Embed]:
+    collections = Collections(
+        ports.catalog,
+        clock=around.clock,
+        grace_seconds=settings.ingest.unknown_collection_grace_seconds,
+    )
+    prepare = Prepare(
+        ports.store, collections, settings.ingest, offload=around.offload, spawn=tasks.spawn
+    )
+    embed = Embed(
+        ports.embedder,
+        settings.embedding,
+        settings.retry,
+        counters=counters,
+        clock=around.clock,
+        jitter=around.jitter,
+        spawn=tasks.spawn,
+    )
+    save = Save(ports.store, settings.ingest, counters=counters, spawn=tasks.spawn)
+    ingest = Ingest(
+        prepare,
+        embed,
+        save,
+        document_timeout_seconds=settings.ingest.document_timeout_seconds,
+        is_ending=lives.is_ending,
+        jitter=around.jitter,
+    )
+    return ingest, embed
