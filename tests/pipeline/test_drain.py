@@ -187,7 +187,7 @@ def test_a_database_that_is_away_holds_the_work():
         member = universe.start()
         await universe.broker.stable_at(GROUP, 1)
         publish_many(universe, 20)
-        universe.database.hook = hook
+        universe.hook = hook
         await asyncio.sleep(600)
         assert not member.task.done()
         away = False

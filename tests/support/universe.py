@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from schemas.codec import encode_event, encode_key, encode_scope_key
 from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tombstone
+from tests.support.audit import Audit
 from tests.support.virtual_time import run
 from worker.adapters.memory_database import MemoryDatabase
 from worker.adapters.memory_embedder import MemoryEmbedder
@@ -71,6 +72,29 @@ class Universe:
         self.embedder = MemoryEmbedder()
         self.letters = MemoryDeadLetters(self.broker)
         self.members: list[Member] = []
+        self.audit = Audit(self, GROUP)
+        self.hook = None
+        self.database.hook = self._reach
+        self._watch_commits()
+
+    async def _reach(self, call: str, moment: str) -> None:
+        if moment == "committed":
+            self.audit.check()
+        if self.hook is not None:
+            await self.hook(call, moment)
+
+    def _watch_commits(self) -> None:
+        commit = self.broker.commit
+
+        def commit_and_check(group, offsets):
+            commit(group, offsets)
+            self.audit.check()
+
+        self.broker.commit = commit_and_check
+
+    def pieces(self, text: str) -> set[str]:
+        """What a text is cut into by the collections of a universe (strategy `none`)."""
+        return {text} if text.strip() else set()
 
     async def create_collection(self, collection=COLLECTION) -> None:
         await MemoryCatalog(self.database).create(collection, index=False)
@@ -98,6 +122,7 @@ class Universe:
         name = f"worker-{len(self.members)}"
         worker = assemble(self.settings, ports, around, owner=name)
         member = Member(worker, loop.create_task(worker.runner.run(), name=name))
+        member.task.add_done_callback(lambda _: self.broker.changes.announce())
         self.members.append(member)
         return member
 
@@ -136,7 +161,14 @@ class Universe:
         for partition in self.broker.partitions(self.topics):
             log = self.broker.log(partition)
             if log.end > log.first:
-                await self.broker.committed_at(GROUP, partition, log.end)
+                await self.broker.changes.until(lambda: self._is_committed(partition))
+
+    def _is_committed(self, partition) -> bool:
+        for member in self.members:
+            if member.task.done() and not member.task.cancelled():
+                raise AssertionError("a worker died") from member.task.exception()
+        committed = self.broker.committed.get((GROUP, partition), -1)
+        return committed >= self.broker.log(partition).end
 
     def row(self, document="a", tenant="tenant", collection="articles"):
         """Return a document's row, None where there is none."""
@@ -182,7 +214,9 @@ def live(story, *, seed=0, limit_seconds=100_000, **options):
         universe = Universe(seed=seed, **options)
         await universe.create_collection()
         try:
-            return await story(universe)
+            result = await story(universe)
+            universe.audit.check()
+            return result
         finally:
             for member in list(universe.members):
                 await universe.kill(member)

@@ -53,6 +53,7 @@ class Collections:
         self._known: dict[str, Collection] = {}
         self._missed_since: dict[str, float] = {}
         self._looked_at: dict[str, float] = {}
+        self._looking = asyncio.Lock()
 
     async def find(self, name: str) -> Collection:
         """
@@ -61,10 +62,7 @@ class Collections:
         Raises:
             UnknownCollection: there is none, also after the time of grace.
         """
-        while (known := self._known.get(name)) is None:
-            if self._is_due(name):
-                await self._look(name)
-                continue
+        while (known := await self._look(name)) is None:
             waited = self._clock() - self._missed_since[name]
             if waited >= self._grace_seconds:
                 raise UnknownCollection(name)
@@ -75,9 +73,17 @@ class Collections:
         looked = self._looked_at.get(name)
         return looked is None or self._clock() - looked >= self._LOOK_AGAIN_SECONDS
 
-    async def _look(self, name: str) -> None:
-        self._looked_at[name] = self._clock()
+    async def _look(self, name: str) -> Collection | None:
+        if name in self._known:
+            return self._known[name]
+        async with self._looking:
+            if name not in self._known and self._is_due(name):
+                await self._ask(name)
+        return self._known.get(name)
+
+    async def _ask(self, name: str) -> None:
         found = await self._catalog.collection(name)
+        self._looked_at[name] = self._clock()
         if found is None:
             self._missed_since.setdefault(name, self._clock())
         else:

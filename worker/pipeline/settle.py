@@ -19,6 +19,7 @@ from worker.core.model import (
     Outcome,
     Position,
     Rejected,
+    Released,
     Stored,
     Superseded,
     Work,
@@ -60,17 +61,23 @@ class Settle:
 
     async def __call__(self, work: Work, outcome: Outcome) -> None:
         """
-        End a work with its outcome; what was parked under it has been superseded with it.
+        End a work with its outcome.
+
+        What was parked under it is superseded with it; under a dead letter it has its turn
+        again, and under a released work it is released.
 
         Raises:
             FencedError: the claim is not the newest any more; nothing completes.
         """
+        if isinstance(outcome, Released):
+            self.released(work)
+            return
         if isinstance(outcome, DeadLettered):
             await self._dead_letter(_letter(work, outcome))
-        self._end(work, outcome)
-        if not isinstance(outcome, DeadLettered):
-            for parked in work.parked:
-                self._end(parked, Superseded())
+            self._end(work, outcome)
+            return
+        for ended, how in [(work, outcome), *((one, Superseded()) for one in work.parked)]:
+            self._end(ended, how)
 
     def released(self, work: Work) -> None:
         """Count a work that is left to the next owner of its partition."""

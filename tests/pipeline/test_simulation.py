@@ -1,0 +1,151 @@
+"""
+Whole fleets under seeded chance: faults, rebalances, kills, lost answers, late commits.
+
+Every commit is audited (`tests/support/audit.py`); at the end everything has a fate and the
+table is the fold of the log. A failure names its seed, and the seed replays it.
+"""
+
+import asyncio
+import os
+
+import pytest
+
+from tests.support.universe import (
+    ONLY,
+    Universe,
+    delete,
+    live,
+    tombstone,
+    upsert,
+    with_options,
+)
+from worker.errors import ProviderUnavailable, RejectedInput, StoreUnavailable
+
+SEEDS = int(os.environ.get("EMBEDFLEET_TEST_SEEDS", "300"))
+SHARE = 20
+DOCUMENTS = 6
+SETTINGS = with_options(
+    kafka={"heartbeat_seconds": 1, "drain_seconds": 3, "rebalance_seconds": 9},
+    queue={"max_documents": 30, "max_in_flight": 8},
+    embedding={"concurrency": 3, "max_inputs": 4},
+    ingest={"document_timeout_seconds": 20},
+)
+
+
+class Chaos:
+    """One universe's faults, drawn from its seed."""
+
+    def __init__(self, universe: Universe) -> None:
+        self.universe = universe
+        self.random = universe.random
+        self.calm = False
+        universe.hook = self.fault_of_the_store
+        universe.embedder.script = self.fault_of_the_provider
+
+    async def fault_of_the_store(self, call, moment):
+        await asyncio.sleep(self.random.random() * 0.2)
+        if not self.calm and self.random.random() < 0.05:
+            raise StoreUnavailable(f"{call} {moment}")
+
+    async def fault_of_the_provider(self, request):
+        await asyncio.sleep(self.random.random() * 3)
+        if any("poison" in text for text in request.texts):
+            raise RejectedInput
+        if not self.calm and self.random.random() < 0.15:
+            raise ProviderUnavailable
+
+    def publish(self, count):
+        for _ in range(count):
+            document = f"d{self.random.randrange(DOCUMENTS)}"
+            version = self.random.randrange(12)
+            # Inside one partition a key keeps its order; tombstones need it (protocol, 13).
+            partition = int(document[1:]) % self.universe.partitions
+            self.universe.publish(self.event(document, version), partition=partition)
+            if self.random.random() < 0.1:
+                self.universe.broker.skip("documents", partition)
+
+    def event(self, document, version):
+        kind = self.random.random()
+        if kind < 0.1:
+            return delete(document, version)
+        if kind < 0.15:
+            return tombstone(document)
+        text = f"{document} text {self.random.randrange(8)}"
+        return upsert(document, version, "poison " + text if kind > 0.95 else text)
+
+    async def disturb(self):
+        """Do one thing that a fleet must survive."""
+        universe, members = self.universe, self.universe.members
+        match self.random.randrange(8):
+            case 0 if len(members) < 3:
+                universe.start()
+            case 1 if len(members) > 1:
+                await universe.stop(self.random.choice(members))
+            case 2:
+                await universe.kill(self.random.choice(members))
+                universe.start()
+            case 3 if (source := self.random.choice(members).worker.runner.source) is not None:
+                universe.broker.expel(source)
+            case 4:
+                universe.broker.hold_commits()
+                await asyncio.sleep(self.random.random() * 5)
+                universe.broker.apply_held_commits()
+            case 5:
+                universe.broker.stop()
+                await asyncio.sleep(self.random.random() * 5)
+                universe.broker.start()
+            case 6:
+                universe.broker.fail(self.random.choice(["commit", "publish", "bounds"]))
+            case _:
+                await asyncio.sleep(self.random.random() * 10)
+
+
+async def story(universe):
+    chaos = Chaos(universe)
+    universe.start()
+    for _ in range(universe.random.randrange(1, 6)):
+        chaos.publish(universe.random.randrange(12))
+        await chaos.disturb()
+    chaos.calm = True
+    await universe.settled()
+    universe.audit.check_end()
+    return universe.audit.checks, sorted(universe.embedder.embedded.items())
+
+
+@pytest.mark.parametrize("share", range(SHARE))
+def test_no_fault_breaks_a_promise(share):
+    for seed in range(share, SEEDS, SHARE):
+        try:
+            live(story, seed=seed, settings=SETTINGS)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+def test_a_seed_replays():
+    first, second = (live(story, seed=7, settings=SETTINGS) for _ in range(2))
+    assert first == second
+
+
+def test_the_restored_database_is_filled_again_by_workers_that_stay_up():
+    """C4, C12."""
+
+    async def restored(universe):
+        universe.start()
+        universe.publish(upsert("a", 1, "one"), partition=0)
+        await universe.settled()
+        backup = universe.database.snapshot()
+        universe.publish(upsert("a", 2, "two"), partition=0)
+        await universe.settled()
+        universe.audit.seen.clear()
+        universe.broker.commit = lambda group, offsets: universe.broker.committed.update(
+            {(group, partition): offset for partition, offset in offsets.items()}
+        )
+        universe.database.hook = None
+        universe.database.restore(backup)
+        assert universe.text("a") == "one"
+        while universe.text("a") != "two":
+            await universe.broker.changes.next(10)
+        assert universe.database.state.progress["fleet", ONLY].next_offset == 2
+
+    live(restored)
