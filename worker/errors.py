@@ -4,6 +4,7 @@ What can go wrong, as classes by what happens next.
     WorkerError
       TransientError          try again; nobody's fault
         ProviderUnavailable   the embedding provider did not answer, or answered 5xx
+          WrongDimensions     ... or answered vectors of another size
           RateLimited         ... or asked for patience
         StoreUnavailable      PostgreSQL did not answer, or the outcome is unknown
         BrokerUnavailable     Kafka did not answer
@@ -38,6 +39,10 @@ class ProviderUnavailable(TransientError):
     def __init__(self, message: str = "", *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class WrongDimensions(ProviderUnavailable):
+    """The provider answers vectors of other dimensions than the collection has."""
 
 
 class RateLimited(ProviderUnavailable):

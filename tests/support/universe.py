@@ -8,6 +8,7 @@ rules (`worker/DESIGN.md` 4) and compares with the tables.
 import asyncio
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 
 from schemas.codec import encode_event, encode_key, encode_scope_key
 from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tombstone
@@ -27,6 +28,7 @@ from worker.config import (
     Settings,
 )
 from worker.core.model import ChunkingOptions, Collection, DocumentKey, Partition
+from worker.telemetry import Counters
 
 GROUP = "fleet"
 TOPIC = "documents"
@@ -117,10 +119,14 @@ class Universe:
             catalog=MemoryCatalog(self.database),
         )
         around = Surroundings(
-            clock=loop.time, wall_clock=loop.time, jitter=self.random.random, offload=inline
+            stop=asyncio.Event(),
+            clock=loop.time,
+            wall_clock=loop.time,
+            jitter=self.random.random,
+            offload=inline,
         )
         name = f"worker-{len(self.members)}"
-        worker = assemble(self.settings, ports, around, owner=name)
+        worker = assemble(self.settings, ports, around, Counters(), owner=name)
         member = Member(worker, loop.create_task(worker.runner.run(), name=name))
         member.task.add_done_callback(lambda _: self.broker.changes.announce())
         self.members.append(member)
@@ -161,7 +167,7 @@ class Universe:
         for partition in self.broker.partitions(self.topics):
             log = self.broker.log(partition)
             if log.end > log.first:
-                await self.broker.changes.until(lambda: self._is_committed(partition))
+                await self.broker.changes.until(partial(self._is_committed, partition))
 
     def _is_committed(self, partition) -> bool:
         for member in self.members:

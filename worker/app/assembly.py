@@ -5,8 +5,9 @@ Plain constructors, no registry. Clock, jitter and CPU offload come from outside
 virtual-time loop can run all of it on memory adapters.
 """
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from worker.config import Settings
@@ -31,7 +32,14 @@ from worker.ports import (
     Source,
     Store,
 )
-from worker.telemetry import Counters
+from worker.telemetry import Counters, Tracing
+
+Observe = Callable[[str, float], None]
+"""Told the name of a histogram and a value, once per batch."""
+
+
+def _unobserved(_name: str, _value: float) -> None:
+    """Take no notice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +57,33 @@ class Ports:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What a simulation replaces: clocks (seconds), chance in [0, 1), CPU work."""
+    """What a simulation replaces: stop, clocks (seconds), chance in [0, 1), CPU work."""
 
+    stop: asyncio.Event
     clock: Clock
     wall_clock: Callable[[], float]
     jitter: Callable[[], float]
     offload: Offload
+    tracing: Tracing = field(default_factory=Tracing)
+    observe: Observe = _unobserved
 
 
 class Worker(NamedTuple):
     """A worker's parts, as far as anybody outside looks at them."""
 
     runner: Runner
+    intake: Intake
     lives: Lives
     dispatch: Dispatch
     embed: Embed
     counters: Counters
 
 
-def assemble(settings: Settings, ports: Ports, around: Surroundings, *, owner: str) -> Worker:
+def assemble(
+    settings: Settings, ports: Ports, around: Surroundings, counters: Counters, *, owner: str
+) -> Worker:
     """Put a worker together; `owner` names it in its claims."""
-    tasks, lives, counters = Tasks(), Lives(), Counters()
+    tasks, lives = Tasks(), Lives()
     ingest, embed = _ingest(settings, ports, around, tasks, lives, counters)
     settle = Settle(
         ports.ledger,
@@ -107,10 +121,11 @@ def assemble(settings: Settings, ports: Ports, around: Surroundings, *, owner: s
         partitions,
         intake,
         tasks,
+        stop=around.stop,
         clock=around.clock,
         startup_timeout_seconds=settings.startup_timeout_seconds,
     )
-    return Worker(runner, lives, dispatch, embed, counters)
+    return Worker(runner, intake, lives, dispatch, embed, counters)
 
 
 def _ingest(
@@ -136,9 +151,18 @@ def _ingest(
         counters=counters,
         clock=around.clock,
         jitter=around.jitter,
+        tracing=around.tracing,
         spawn=tasks.spawn,
     )
-    save = Save(ports.store, settings.ingest, counters=counters, spawn=tasks.spawn)
+    save = Save(
+        ports.store,
+        settings.ingest,
+        counters=counters,
+        clock=around.clock,
+        tracing=around.tracing,
+        observe=around.observe,
+        spawn=tasks.spawn,
+    )
     ingest = Ingest(
         prepare,
         embed,

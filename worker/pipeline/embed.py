@@ -22,21 +22,18 @@ from worker.config import EmbeddingOptions, RetryOptions
 from worker.core import retry
 from worker.core.model import ChangeSet, ChunkId, Collection, DocumentKey, Vector, Work
 from worker.core.packing import PackLimits, Weight, estimate_tokens, take
-from worker.core.vector_cache import VectorCache
+from worker.core.vector_cache import VectorCache, VectorKey
 from worker.errors import PermanentError, ProviderUnavailable, RejectedInput
 from worker.pipeline.batcher import Batcher, Call
 from worker.ports import Clock, Embedder, EmbeddingRequest, Spawn
-from worker.telemetry import Counters
-
-Key = tuple[int, int, bytes]
-"""What a vector is kept by: collection, generation, chunk hash."""
+from worker.telemetry import Counters, Tracing
 
 
 @dataclass(slots=True, eq=False)
 class Piece:
     """One chunk to buy: its text, and who asked first."""
 
-    key: Key
+    key: VectorKey
     text: str
     collection: Collection
     document: DocumentKey
@@ -58,6 +55,7 @@ class Embed:
         counters: Counters,
         clock: Clock,
         jitter: Callable[[], float],
+        tracing: Tracing,
         spawn: Spawn,
     ) -> None:
         self._embedder = embedder
@@ -65,9 +63,10 @@ class Embed:
         self._counters = counters
         self._clock = clock
         self._jitter = jitter
+        self._tracing = tracing
         self._answered_at = float("-inf")
         self.cache = VectorCache(options.cache_bytes)
-        self._buying: dict[Key, Piece] = {}
+        self._buying: dict[VectorKey, Piece] = {}
         limits = PackLimits(
             max_inputs=options.max_inputs,
             max_tokens=options.max_request_tokens,
@@ -93,8 +92,8 @@ class Embed:
         Raises:
             PermanentError: a chunk of this document cannot be embedded.
         """
-        vectors: dict[Key, Vector] = {}
-        pieces: dict[Key, Piece] = {}
+        vectors: dict[VectorKey, Vector] = {}
+        pieces: dict[VectorKey, Piece] = {}
         for chunk in change.insert:
             key = _key(change.collection, chunk.id)
             if key in vectors or key in pieces:
@@ -119,7 +118,7 @@ class Embed:
         for chunk in change.insert:
             self.cache.discard(_key(change.collection, chunk.id))
 
-    def _order(self, key: Key, text: str, work: Work, change: ChangeSet) -> Piece:
+    def _order(self, key: VectorKey, text: str, work: Work, change: ChangeSet) -> Piece:
         piece = self._buying.get(key)
         if piece is None:
             weight = Weight(1, estimate_tokens(text), len(text.encode()))
@@ -153,7 +152,7 @@ class Embed:
         attempt = 1
         while True:
             try:
-                vectors = await self._embedder.embed(_request_of(pieces))
+                vectors = await self._embed(_request_of(pieces))
             except RejectedInput as error:
                 return await self._apart(pieces, error)
             except ProviderUnavailable as error:
@@ -167,6 +166,14 @@ class Embed:
                 self._answered_at = self._clock()
                 self._counters.chunks_embedded_total += len(pieces)
                 return list(vectors)
+
+    async def _embed(self, request: EmbeddingRequest) -> list[Vector]:
+        attributes: dict[str, str | int] = {
+            "gen_ai.request.model": request.model,
+            "inputs": len(request.texts),
+        }
+        with self._tracing.batch_span("embeddings", request.traceparents, attributes):
+            return await self._embedder.embed(request)
 
     def _next(self, attempt: int, again: retry.Retry | None) -> tuple[int, float]:
         if again is None:  # it answers nobody: nothing is charged, everything waits
@@ -186,8 +193,8 @@ class Embed:
         return answers
 
 
-def _key(collection: Collection, chunk: ChunkId) -> Key:
-    return collection.id, collection.generation, chunk.hash
+def _key(collection: Collection, chunk: ChunkId) -> VectorKey:
+    return VectorKey(collection.id, collection.generation, chunk.hash)
 
 
 def _request_of(pieces: Sequence[Piece]) -> EmbeddingRequest:

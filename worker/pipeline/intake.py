@@ -45,6 +45,7 @@ class Intake:
         self._clock = clock
         self._progress_seconds = progress_seconds
         self._moved_at = clock()
+        self.turned_at = clock()
 
     async def run(self, source: Source, stop: asyncio.Event) -> None:
         """
@@ -56,6 +57,7 @@ class Intake:
         self._moved_at = self._clock()
         while not stop.is_set() and not self._is_stuck(source):
             wanted = self._wanted()
+            self.turned_at = self._clock()
             try:
                 batches = await source.poll(wanted)
             except TransientError as error:

@@ -51,7 +51,11 @@ class Tasks:
 
 
 class Runner:
-    """A worker from start to stop; `stop` is set by the first signal."""
+    """
+    A worker from start to stop, which the first signal sets.
+
+    `beside` are coroutine functions that run for ever beside the work, such as monitors.
+    """
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Runner:
         intake: Intake,
         tasks: Tasks,
         *,
+        stop: asyncio.Event,
         clock: Clock,
         startup_timeout_seconds: float,
     ) -> None:
@@ -70,7 +75,8 @@ class Runner:
         self._clock = clock
         self._startup_timeout_seconds = startup_timeout_seconds
         self.source: Source | None = None
-        self.stop = asyncio.Event()
+        self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self.stop = stop
 
     async def run(self) -> None:
         """
@@ -82,7 +88,8 @@ class Runner:
         """
         async with asyncio.TaskGroup() as group:
             self._tasks.open(group)
-            self._tasks.spawn(self._partitions.run())
+            for forever in (self._partitions.run, *self.beside):
+                self._tasks.spawn(forever())
             await self._work()
             self._tasks.cancel()
 

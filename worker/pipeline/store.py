@@ -6,33 +6,51 @@ by writing each of its batch alone, so it never fails its neighbours. A caller t
 waits for the end of its transaction first, so a key is never free while a write of it runs.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import NamedTuple
 
 from schemas.events import ScopeDeleted
 from worker.config import IngestOptions
 from worker.core.model import ChangeSet, ChunkId, Vector, Work
 from worker.errors import PermanentError
 from worker.pipeline.batcher import Batcher
-from worker.ports import Spawn, Store, Verdict, Write
-from worker.telemetry import Counters
+from worker.ports import Clock, Spawn, Store, Verdict, Write
+from worker.telemetry import Counters, Tracing
+
+
+class _Item(NamedTuple):
+    write: Write
+    group: Hashable
+    traceparent: str | None
 
 
 class Save:
     """The stage from a change set and its vectors to committed rows."""
 
     def __init__(
-        self, store: Store, options: IngestOptions, *, counters: Counters, spawn: Spawn
+        self,
+        store: Store,
+        options: IngestOptions,
+        *,
+        counters: Counters,
+        clock: Clock,
+        tracing: Tracing,
+        observe: Callable[[str, float], None],
+        spawn: Spawn,
     ) -> None:
         self._store = store
+        self._clock = clock
+        self._tracing = tracing
+        self._observe = observe
         self._options = options
         self._counters = counters
         self._alone = 0
-        self._batcher = Batcher[tuple[Write, Hashable], Verdict](
+        self._batcher = Batcher[_Item, Verdict](
             self._apply,
             spawn=spawn,
             slots=options.store_slots,
             take=self._take,
-            group=lambda item: item[1],
+            group=lambda item: item.group,
             settles=True,
         )
 
@@ -53,36 +71,42 @@ class Save:
         """
         self._alone += alone
         group = self._alone if alone else 0
-        return await self._batcher.submit((Write(change, work.claim, vectors), group))
+        write = Write(change, work.claim, vectors)
+        return await self._batcher.submit(_Item(write, group, work.traceparent))
 
     async def scope(self, work: Work) -> Verdict:
         """Delete what a scope reaches."""
         assert isinstance(work.event, ScopeDeleted)
         return await self._store.delete_scope(work.claim, work.event, work.rank)
 
-    async def _apply(
-        self, items: list[tuple[Write, Hashable]]
-    ) -> list[Verdict | BaseException]:
-        writes = [write for write, _ in items]
+    async def _apply(self, items: list[_Item]) -> list[Verdict | BaseException]:
         try:
-            verdicts = list(await self._store.apply(writes))
+            verdicts = await self._write(items)
         except PermanentError as error:
-            if len(writes) == 1:
+            if len(items) == 1:
                 return [error]
             return [answer for item in items for answer in await self._apply([item])]
-        self._count(writes, verdicts)
+        self._count(items, verdicts)
         return list(verdicts)
 
-    def _count(self, writes: list[Write], verdicts: list[Verdict]) -> None:
-        for write, verdict in zip(writes, verdicts, strict=True):
+    async def _write(self, items: list[_Item]) -> list[Verdict]:
+        began = self._clock()
+        traceparents = [item.traceparent for item in items]
+        with self._tracing.batch_span("store", traceparents, {"documents": len(items)}):
+            verdicts = await self._store.apply([item.write for item in items])
+        self._observe("store_latency", self._clock() - began)
+        return verdicts
+
+    def _count(self, items: list[_Item], verdicts: list[Verdict]) -> None:
+        for item, verdict in zip(items, verdicts, strict=True):
             if verdict is Verdict.APPLIED:
-                change = write.change
+                change = item.write.change
                 self._counters.pgvector_write_throughput += 1 + len(change.insert)
                 self._counters.chunks_kept_total += change.kept
 
-    def _take(self, items: Iterable[tuple[Write, Hashable]]) -> int:
+    def _take(self, items: Iterable[_Item]) -> int:
         return _fitting(
-            (_bytes(write) for write, _ in items),
+            (_bytes(item.write) for item in items),
             self._options.store_batch_documents,
             self._options.store_batch_bytes,
         )

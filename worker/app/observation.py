@@ -1,0 +1,113 @@
+"""
+What a worker shows of itself: gauges, `/state`, `/livez`, `/readyz`.
+
+Reads plain properties; changes nothing. Liveness asks only whether a restart would help: the
+poll loop turns, and no partition that has records to poll stands still. A provider or a
+database that is away is no reason.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from worker.app.assembly import Worker
+from worker.core.lifecycle import PartitionLife, Phase
+from worker.ports import Clock
+from worker.telemetry import Telemetry
+
+LOOP_LIMIT_SECONDS = 120.0
+"""A poll waits through a rebalance: as long as the slowest worker drains."""
+
+
+class Observation:
+    """The answers of the admin port about one worker."""
+
+    def __init__(self, worker: Worker, *, clock: Clock, progress_seconds: float) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._progress_seconds = progress_seconds
+        self._seen: dict[object, tuple[int, float]] = {}
+
+    def live(self) -> tuple[bool, Mapping[str, Any]]:
+        """Tell whether the worker goes on, and what stands still if it does not."""
+        silent_seconds = self._clock() - self._worker.intake.turned_at
+        stuck = [_name(life) for life in self._worker.lives if self._is_stuck(life)]
+        is_live = silent_seconds < LOOP_LIMIT_SECONDS and not stuck
+        return is_live, {"poll_loop_silent_seconds": round(silent_seconds, 1), "stuck": stuck}
+
+    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        """Tell whether the worker is in the group and works on all it has."""
+        lives = list(self._worker.lives)
+        joined = self._worker.runner.source is not None
+        waiting = [_name(life) for life in lives if life.phase is not Phase.RUNNING]
+        ready = joined and not waiting and not self._worker.runner.stop.is_set()
+        return ready, {"in_group": joined, "partitions": len(lives), "not_running": waiting}
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what the worker is doing now."""
+        worker = self._worker
+        queue = worker.dispatch.scheduler
+        return {
+            "stopping": worker.runner.stop.is_set(),
+            "queue": {
+                "documents": queue.documents,
+                "bytes": queue.bytes,
+                "waiting": queue.waiting,
+                "in_flight": worker.dispatch.in_flight,
+            },
+            "provider_requests_in_flight": worker.embed.requests_in_flight,
+            "outcomes": {
+                " ".join(filter(None, key)): count
+                for key, count in sorted(worker.counters.outcomes.items())
+            },
+            "partitions": [self._partition(life) for life in worker.lives],
+        }
+
+    def register(self, telemetry: Telemetry) -> None:
+        """Let the gauges be read from here."""
+        worker, queue = self._worker, self._worker.dispatch.scheduler
+        telemetry.observe("queue_depth", lambda: queue.documents)
+        telemetry.observe("queue_bytes", lambda: queue.bytes)
+        telemetry.observe("in_flight", lambda: worker.dispatch.in_flight)
+        telemetry.observe("vector_cache_bytes", lambda: worker.embed.cache.bytes)
+        telemetry.observe("assigned_partitions", lambda: len(list(worker.lives)))
+        telemetry.observe("paused_partitions", self._paused)
+        telemetry.observe("lag", self._lags)
+
+    def _paused(self) -> int:
+        return sum(life.phase is not Phase.RUNNING for life in self._worker.lives)
+
+    def _lags(self) -> dict[tuple[str, ...], int]:
+        return {
+            (life.partition.topic, str(life.partition.number)): self._lag(life) or 0
+            for life in self._worker.lives
+        }
+
+    def _lag(self, life: PartitionLife) -> int | None:
+        source = self._worker.runner.source
+        return None if source is None else source.lag(life.partition)
+
+    def _partition(self, life: PartitionLife) -> Mapping[str, Any]:
+        return {
+            "partition": _name(life),
+            "phase": life.phase.value,
+            "epoch": life.claim.epoch if life.claim else None,
+            "next_offset": life.progress.next_offset,
+            "in_flight": life.in_flight,
+            "lag": self._lag(life),
+            "problem": life.problem,
+        }
+
+    def _is_stuck(self, life: PartitionLife) -> bool:
+        # Records to poll, room for them, nothing in flight, and no offset moves.
+        offset, now = life.progress.next_offset, self._clock()
+        before, since = self._seen.get(life.partition, (None, now))
+        waits = life.phase is Phase.RUNNING and not life.in_flight and bool(self._lag(life))
+        has_room = self._worker.dispatch.room.is_set()
+        if before != offset or not waits or not has_room:
+            since = now
+        self._seen[life.partition] = (offset, since)
+        return now - since > self._progress_seconds
+
+
+def _name(life: PartitionLife) -> str:
+    return f"{life.partition.topic}/{life.partition.number}"

@@ -1,0 +1,297 @@
+"""
+The command `run`: a worker on the real parts, from configuration to exit code.
+
+Owns the event loop, the signals and the order in which connections are opened and closed. The
+first signal drains; the second ends at once; a timer ends what does not end by itself.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, TypeVar
+
+import stamina
+import structlog
+
+from worker.adapters.admin_http import AdminServer
+from worker.adapters.http_embedder import HttpEmbedder
+from worker.adapters.kafka_dead_letters import KafkaDeadLetters
+from worker.adapters.kafka_source import KafkaSource
+from worker.adapters.pg_catalog import PostgresCatalog
+from worker.adapters.pg_claims import PostgresClaims
+from worker.adapters.pg_client import Database
+from worker.adapters.pg_ledger import PostgresLedger
+from worker.adapters.pg_migrations import Migrations
+from worker.adapters.pgvector_store import PgvectorStore
+from worker.app.assembly import Ports, Surroundings, Worker, assemble
+from worker.app.observation import Observation
+from worker.config import Settings, TelemetryOptions
+from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
+from worker.ports import Embedder, EmbeddingRequest
+from worker.telemetry import (
+    Counters,
+    LoopLag,
+    MemoryGrowth,
+    StallWatchdog,
+    Telemetry,
+    configure_logging,
+    debug_loop,
+)
+from worker.telemetry.memory_growth import Growth
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_EXIT_AFTER_DRAIN_SECONDS = 10.0
+"""Commit 3 s, leaving the group up to 5 s, then whatever hangs is ended."""
+_TELEMETRY_SECONDS = 3.0
+
+
+def run(settings: Settings) -> int:
+    """
+    Run a worker until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: it cannot start like this.
+    """
+    configure_logging(settings.telemetry)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            return runner.run(_main(settings))
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _main(settings: Settings) -> int:
+    stop = asyncio.Event()
+    with _signals(stop, settings.kafka.drain_seconds + _EXIT_AFTER_DRAIN_SECONDS):
+        async with AsyncExitStack() as stack:
+            counters = Counters()
+            telemetry = _telemetry(stack, counters)
+            ports = await _until(stop, _open(settings, telemetry, stack))
+            if ports is None:
+                return 0
+            worker = assemble(
+                settings,
+                ports,
+                _surroundings(settings, stop, telemetry),
+                counters,
+                owner=_owner(),
+            )
+            await _observe(settings, worker, telemetry, stack)
+            log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
+            await worker.runner.run()
+            log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
+    return 0
+
+
+@contextmanager
+def _signals(stop: asyncio.Event, limit_seconds: float) -> Iterator[None]:
+    """Set `stop` at the first signal; end the process at the second, or after the limit."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        log.info("stopping", action="stopping", signal=signal.Signals(number).name)
+        stop.set()
+        timer = loop.call_later(limit_seconds, os._exit, 1)
+        ending.append(timer)
+
+    ending: list[asyncio.TimerHandle] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        # uvloop leaves the handlers of a closed loop in place (notes of uvloop 0.23).
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        for timer in ending:
+            timer.cancel()
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return the result of `work`, or None where the stop came first."""
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(work)
+        stopping = group.create_task(stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            return None
+    return working.result()
+
+
+def _telemetry(stack: AsyncExitStack, counters: Counters) -> Telemetry:
+    telemetry = Telemetry.start({"service.instance.id": _owner()}, counters=counters)
+    stack.callback(telemetry.shutdown, _TELEMETRY_SECONDS)
+    return telemetry
+
+
+async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack) -> Ports:
+    """Open what a worker talks to; Kafka's group is joined by the runner."""
+    database = await _database(settings)
+    stack.push_async_callback(database.close)
+    await _check_schema(settings)
+    embedder = HttpEmbedder(settings.embedding, observe=telemetry.provider_request)
+    stack.push_async_callback(embedder.close)
+    telemetry.observe("active_connections", lambda: {"provider": embedder.active_connections})
+    catalog = PostgresCatalog(database)
+    await _check_dimensions(catalog, embedder)
+    dead_letters = KafkaDeadLetters(settings.kafka)
+    stack.push_async_callback(dead_letters.close)
+    return Ports(
+        make_source=lambda: KafkaSource(settings.kafka),
+        dead_letters=dead_letters,
+        embedder=embedder,
+        claims=PostgresClaims(database),
+        store=PgvectorStore(database),
+        ledger=PostgresLedger(database),
+        catalog=catalog,
+    )
+
+
+async def _database(settings: Settings) -> Database:
+    patience = stamina.retry_context(
+        on=StoreUnavailable,
+        attempts=None,
+        timeout=settings.startup_timeout_seconds,
+        wait_initial=0.2,
+        wait_max=2.0,
+    )
+    try:
+        async for attempt in patience:
+            with attempt:
+                return await Database.open(settings.database)
+    except StoreUnavailable as error:
+        raise ConfigError(f"PostgreSQL cannot be reached: {error}") from error
+    raise AssertionError("unreachable")
+
+
+async def _check_schema(settings: Settings) -> None:
+    missing = [row for row in await Migrations(settings.database).status() if not row.applied]
+    if missing:
+        raise ConfigError(
+            f"the schema {settings.database.schema!r} lacks {len(missing)} migrations: "
+            "run `embedfleet migrate up`"
+        )
+
+
+async def _check_dimensions(catalog: PostgresCatalog, embedder: Embedder) -> None:
+    """Refuse collections whose model answers other dimensions; an absent provider can wait."""
+    models = {(one.model, one.dimensions) for one in await catalog.collections()}
+    for model, dimensions in sorted(models):
+        try:
+            await embedder.embed(EmbeddingRequest(model, dimensions, ["dimensions"]))
+        except WrongDimensions as error:
+            raise ConfigError(f"model {model!r}: {error}") from error
+        except ProviderUnavailable as error:
+            log.warning("provider unavailable", action="probe_failed", error=str(error))
+
+
+def _surroundings(
+    settings: Settings, stop: asyncio.Event, telemetry: Telemetry
+) -> Surroundings:
+    executor = ThreadPoolExecutor(settings.ingest.cpu_threads, thread_name_prefix="cpu")
+    loop = asyncio.get_running_loop()
+
+    def offload(function: Callable[[], Any]) -> Awaitable[Any]:
+        return loop.run_in_executor(executor, function)
+
+    return Surroundings(
+        stop=stop,
+        clock=time.monotonic,
+        wall_clock=time.time,  # noqa: TID251 - freshness compares with Kafka's timestamps
+        jitter=random.random,
+        offload=offload,
+        tracing=telemetry.tracing,
+        observe=telemetry.record,
+    )
+
+
+async def _observe(
+    settings: Settings, worker: Worker, telemetry: Telemetry, stack: AsyncExitStack
+) -> None:
+    options = settings.telemetry
+    observation = Observation(
+        worker, clock=time.monotonic, progress_seconds=options.progress_seconds
+    )
+    observation.register(telemetry)
+    _watch_loop(options, worker, stack)
+    if options.admin_port is None:
+        return
+    admin = AdminServer(
+        options.admin_host,
+        options.admin_port,
+        state=observation.state,
+        live=observation.live,
+        ready=observation.ready,
+        metrics=telemetry.metrics_text,
+    )
+    await admin.start()
+    stack.push_async_callback(admin.close)
+    log.info("admin port", action="admin_listening", port=admin.port)
+
+
+def _watch_loop(options: TelemetryOptions, worker: Worker, stack: AsyncExitStack) -> None:
+    watchdog = StallWatchdog(options.stall_seconds, _report_stall)
+    watchdog.start()
+    stack.callback(watchdog.stop)
+    lag = LoopLag(
+        options.loop_lag_alarm_seconds,
+        record=worker.counters.event_loop_lag.record,
+        alarm=_report_lag,
+        beat=watchdog.beat,
+    )
+    worker.runner.beside.append(lag.run)
+    if options.tracemalloc:
+        worker.runner.beside.append(MemoryGrowth(_report_growth).run)
+    if options.debug_loop:
+        debug_loop(asyncio.get_running_loop())
+
+
+def _report_growth(growth: list[Growth]) -> None:
+    for line in growth:
+        log.info("memory grows", action="memory_growth", **line._asdict())
+
+
+def _report_stall(silent_seconds: float, stack: str) -> None:
+    log.error(
+        "event loop stalls",
+        action="loop_stalled",
+        seconds=round(silent_seconds, 2),
+        stack=stack,
+    )
+
+
+def _report_lag(seconds: float) -> None:
+    log.warning("event loop lags", action="loop_lag", p90_seconds=round(seconds, 3))
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}"
