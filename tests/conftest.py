@@ -1,0 +1,96 @@
+"""
+The fixtures that need something real, and how Hypothesis runs.
+
+Servers start at their first use, once per run; a run without real tests starts none.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from worker.config import DatabaseOptions, KafkaOptions
+
+# Which examples are tried must not depend on chance or on the speed of the machine.
+settings.register_profile(
+    "test",
+    derandomize=True,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "random", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
+CreateTopic = Callable[..., Coroutine[Any, Any, str]]
+Server = TypeVar("Server")
+
+
+def _start(
+    request: pytest.FixtureRequest, name: str, run: Callable[[], AbstractContextManager[Server]]
+) -> Iterator[Server]:
+    plugins = request.config.pluginmanager
+    with run() as server:
+        with plugins.getplugin("capturemanager").global_and_fixture_disabled():
+            plugins.getplugin("terminalreporter").ensure_newline()
+            plugins.getplugin("terminalreporter").write_line(f"{name}: {server.origin}")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_server(request):
+    """The broker of this run: `.bootstrap_servers`, `.embedded` (None where it is not ours)."""
+    from tests.support.kafka import run_kafka
+
+    yield from _start(request, "Kafka", run_kafka)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(request):
+    """The database server of this run: `.url`, `.embedded` (None where it is not ours)."""
+    from tests.support.postgres import run_postgres
+
+    yield from _start(request, "PostgreSQL", run_postgres)
+
+
+@pytest.fixture
+async def database(postgres_server) -> AsyncIterator[DatabaseOptions]:
+    """A schema name of the test's own, not created yet; dropped with all in it."""
+    from tests.support.postgres import drop_schema
+
+    schema = f"test_{uuid4().hex[:12]}"
+    yield DatabaseOptions(url=postgres_server.url, schema=schema, pool_min=1, pool_max=10)
+    await drop_schema(postgres_server.url, schema)
+
+
+@pytest.fixture
+async def create_topic(kafka_server) -> AsyncIterator[CreateTopic]:
+    """`await create_topic(partitions=1, config=None, name=None)`: a topic, deleted later."""
+    from tests.support.kafka import topics
+
+    async with topics(kafka_server.bootstrap_servers) as made:
+        yield made.create
+
+
+@pytest.fixture
+async def topic(create_topic: CreateTopic) -> str:
+    """A new topic of one partition."""
+    return await create_topic()
+
+
+@pytest.fixture
+def group() -> str:
+    """A consumer group nobody has used."""
+    return f"group-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def kafka_options(kafka_server, group: str) -> KafkaOptions:
+    """Options for the broker of this run and a group of the test's own."""
+    return KafkaOptions(bootstrap_servers=kafka_server.bootstrap_servers, group=group)

@@ -1,0 +1,115 @@
+"""
+The demonstration's processes: Kafka, PostgreSQL, an embedding provider, and workers.
+
+All under one folder, all ended in reverse order, whatever happens. The workers are the
+ordinary `embedfleet run`, told by environment variables alone.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from threading import Thread
+
+from worker.embedded.embeddings import EmbeddedEmbeddings
+from worker.embedded.kafka import EmbeddedKafka
+from worker.embedded.ports import HOST, ReservedPort
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.processes import EmbeddedServer, GuardedProcess
+
+
+class EmbeddedWorker(EmbeddedServer):
+    """One `embedfleet run`; ready when it has joined its group."""
+
+    stop_timeout_seconds = 30.0
+
+    def __init__(self, folder: Path, number: int, environment: Mapping[str, str]) -> None:
+        super().__init__(folder)
+        self._number = number
+        self._environment = environment
+        self._port: ReservedPort | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where its log lines go."""
+        return self.folder / f"worker-{self._number}.log"
+
+    def ask_to_stop(self) -> None:
+        """Let it begin to drain; `stop` waits for its end."""
+        if self._process is not None:
+            self._process.send(self.stop_signal)
+
+    def _launch(self) -> GuardedProcess:
+        self._port = self._port or ReservedPort()
+        return GuardedProcess(
+            f"worker {self._number}",
+            [sys.executable, "-m", "worker", "run"],
+            log=self.log,
+            environment={
+                **os.environ,
+                **self._environment,
+                "EMBEDFLEET_TELEMETRY_ADMIN_PORT": str(self._port.number),
+            },
+        )
+
+    def _is_ready(self) -> bool:
+        assert self._port is not None
+        connection = HTTPConnection(HOST, self._port.number, timeout=2)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200  # noqa: PLR2004
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+class Servers:
+    """Everything that the demonstration starts, in a folder of its own."""
+
+    def __init__(self, folder: Path, *, jars: Path | None = None) -> None:
+        self.folder = folder
+        self.kafka = EmbeddedKafka(folder / "kafka", jars=jars)
+        self.postgres = EmbeddedPostgres(folder / "postgres")
+        self.embeddings = EmbeddedEmbeddings(folder / "embeddings", count_texts=True)
+        self.workers: list[EmbeddedWorker] = []
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """Start broker, database and provider, side by side."""
+        self._start_all([self.kafka, self.postgres, self.embeddings])
+
+    def start_workers(self, count: int, environment: Mapping[str, str]) -> None:
+        """Start so many workers, side by side."""
+        self.workers = [
+            EmbeddedWorker(self.folder / "workers", number, environment)
+            for number in range(1, count + 1)
+        ]
+        self._start_all(self.workers)
+
+    def stop(self) -> None:
+        """End everything that was started, workers first."""
+        for worker in self.workers:
+            worker.ask_to_stop()
+        self._stack.close()
+
+    def _start_all(self, servers: list[EmbeddedServer] | list[EmbeddedWorker]) -> None:
+        errors: list[BaseException] = []
+
+        def start(server: EmbeddedServer) -> None:
+            try:
+                server.start()
+            except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+                errors.append(error)
+
+        for server in servers:
+            self._stack.callback(server.stop)
+        threads = [Thread(target=start, args=(server,), daemon=True) for server in servers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
