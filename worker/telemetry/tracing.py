@@ -1,0 +1,162 @@
+"""
+Spans: one per batch with links to its records, one per record only where somebody asks.
+
+A record asks by a sampled `traceparent`, or by failing. Without an exporter nothing is
+recorded and nothing is paid. No span carries a text, a key, or an exception's message.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from opentelemetry import trace
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+)
+
+from worker.telemetry.names import ERROR_TYPE
+
+Attributes = Mapping[str, str | int | float | bool]
+
+MAX_LINKS = 128  # the SDK's own limit; a span with more is cut anyway
+
+# W3C Trace Context 1: version ff is invalid, later ones than 00 may append fields.
+_TRACEPARENT = re.compile(
+    r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})"
+    r"-(?P<span>(?!0{16})[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-[!-~]*)?"
+)
+
+
+def trace_id_of(traceparent: str | None) -> str | None:
+    """Return the trace id of a W3C `traceparent`, None where it is not a valid one."""
+    match = _match(traceparent)
+    return match["trace"] if match is not None else None
+
+
+def span_context_of(traceparent: str | None) -> SpanContext | None:
+    """Return what a `traceparent` refers to; by hand, in a third of the propagator's time."""
+    match = _match(traceparent)
+    if match is None:
+        return None
+    return SpanContext(
+        trace_id=int(match["trace"], 16),
+        span_id=int(match["span"], 16),
+        is_remote=True,
+        trace_flags=TraceFlags(int(match["flags"], 16)),
+    )
+
+
+def _match(traceparent: str | None) -> re.Match[str] | None:
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
+    if match is not None and match["version"] == "00" and match["more"] is not None:
+        return None
+    return match
+
+
+def current_traceparent() -> str | None:
+    """Return the `traceparent` of the current span, None where there is none."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+class Tracing:
+    """
+    Where spans are made; without a tracer, nowhere.
+
+        >>> traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        >>> with Tracing().batch_span("store", [traceparent]) as span:
+        ...     span.is_recording()
+        False
+    """
+
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
+
+    @contextmanager
+    def batch_span(
+        self,
+        name: str,
+        traceparents: Iterable[str | None] = (),
+        attributes: Attributes | None = None,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> Iterator[Span]:
+        """Record what happens to many records at once, with a link to each of their traces."""
+        if self._tracer is None:
+            yield INVALID_SPAN
+            return
+        with self._tracer.start_as_current_span(
+            name,
+            kind=kind,
+            attributes=attributes,
+            links=_links(traceparents),
+            record_exception=False,  # its message may quote what must not be exported
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                _fail(span, type(error).__name__)
+                raise
+
+    def record_span(
+        self,
+        name: str,
+        traceparent: str | None,
+        *,
+        started_ns: int,
+        ended_ns: int,
+        failure: str | None = None,
+        attributes: Attributes | None = None,
+    ) -> None:
+        """
+        Record the whole way of one record, if its trace is sampled or it failed.
+
+        `started_ns` and `ended_ns` are nanoseconds since 1970; `failure` is a reason code.
+        """
+        context = span_context_of(traceparent)
+        is_sampled = context is not None and context.trace_flags.sampled
+        if self._tracer is None or not (is_sampled or failure is not None):
+            return
+        parent = trace.set_span_in_context(
+            NonRecordingSpan(context) if context is not None and is_sampled else INVALID_SPAN
+        )
+        span = self._tracer.start_span(
+            name,
+            # A failure of an unsampled trace begins a trace of its own, or it would be dropped.
+            context=parent,
+            kind=SpanKind.CONSUMER,
+            attributes=attributes,
+            links=() if is_sampled else _links([traceparent]),
+            start_time=started_ns,
+        )
+        if failure is not None:
+            _fail(span, failure)
+        span.end(ended_ns)
+
+
+def _links(traceparents: Iterable[str | None]) -> list[Link]:
+    links: list[Link] = []
+    for traceparent in dict.fromkeys(traceparents):
+        context = span_context_of(traceparent)
+        if context is not None:
+            links.append(Link(context))
+        if len(links) == MAX_LINKS:
+            break
+    return links
+
+
+def _fail(span: Span, what: str) -> None:
+    span.set_attribute(ERROR_TYPE, what)
+    span.set_status(Status(StatusCode.ERROR))
