@@ -1,43 +1,275 @@
 """
-Why a record is in the dead-letter topic: the codes are a contract with the replay tool.
+Why a record is in the dead-letter topic, and the headers that say so.
 
-A dead letter carries the original key, value and headers byte for byte; what the worker
-adds stands in headers of its own, all with the prefix `embedfleet.`.
+A dead letter is the original key and value byte for byte, the original headers first and
+unchanged (order, duplicates and nulls too, so also its traceparent), then the envelope: headers
+of ours with the prefix `embedfleet.`, the first of them `embedfleet.reason`. The last header of
+that name therefore divides the two, also where an original header has a name of ours.
+
+A replayed record is the original with its origin appended (`embedfleet.origin.*`): where it
+first stood in the log, by which it is ordered. A chain of replays keeps the first origin.
+A reader trusts an origin only against the ledger; here it is a claim.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from typing import Annotated, NamedTuple, Self
+
+import msgspec
+from msgspec import Meta, Struct
+
+PREFIX = "embedfleet."
+MAX_DETAIL_CHARACTERS = 200
+
+Header = tuple[str, bytes | None]
+"""One header of a Kafka record; names may come twice, values may be null."""
+
+Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+PartitionNumber = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Timestamp = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Reason(StrEnum):
-    """The stable code of one way in which a record cannot pass."""
+    """
+    The stable code of one way in which a record cannot pass.
 
-    UNDECODABLE = "undecodable"
-    """The value is no JSON, no UTF-8, or nested too deeply."""
-    INVALID_SCHEMA = "invalid_schema"
-    """JSON, but not an event: a field is missing, out of bounds or of another type."""
-    UNKNOWN_TYPE = "unknown_type"
-    """An event of a type that this version does not know."""
-    OVERSIZE = "oversize"
-    """The text, the metadata or the record is larger than configured."""
-    MISSING_KEY = "missing_key"
-    """The record has no key, so its order among its document's records is unknown."""
-    INVALID_KEY = "invalid_key"
-    """The key is not `tenant/collection/id`, percent-encoded."""
-    KEY_MISMATCH = "key_mismatch"
-    """The key names another document than the value."""
-    NUL_CHARACTER = "nul_character"
-    """The text holds U+0000 and the worker is configured to refuse it."""
-    UNKNOWN_COLLECTION = "unknown_collection"
-    """No such collection, also after the time of grace."""
-    REJECTED_INPUT = "rejected_input"
-    """The embedding provider refuses the text."""
-    PROVIDER_BAD_OUTPUT = "provider_bad_output"
-    """The embedding provider gives no usable vector for this text, but for others."""
-    RETRIES_EXHAUSTED = "retries_exhausted"
-    """The embedding provider fails for this document, but answers others."""
-    DEADLINE_EXCEEDED = "deadline_exceeded"
-    """The document took longer than its deadline, five times, while others passed."""
-    REJECTED_BY_STORE = "rejected_by_store"
-    """PostgreSQL refuses the values (SQLSTATE classes 22 and 23)."""
-    INTERNAL_ERROR = "internal_error"
-    """A defect of the worker; only where it is configured not to stop."""
+    `what` says what happened, `remedy` what to do about it.
+    """
+
+    _value_: str
+    what: str
+    remedy: str
+
+    UNDECODABLE = (
+        "undecodable",
+        "The value is no JSON, no UTF-8, or nested too deeply.",
+        "Repair the publisher and publish the document again; discard the letter.",
+    )
+    INVALID_SCHEMA = (
+        "invalid_schema",
+        "The value is JSON, but not an event: a field is missing or wrong; see the detail.",
+        "Repair the publisher by the JSON Schema and publish the document again.",
+    )
+    UNKNOWN_TYPE = (
+        "unknown_type",
+        "The event is of a type that this version of the worker does not know.",
+        "Upgrade the workers, then replay.",
+    )
+    OVERSIZE = (
+        "oversize",
+        "The text, the metadata or the whole record is too large, or metadata nested too deep.",
+        "Split the document, or raise ingest.max_text_bytes and replay.",
+    )
+    MISSING_KEY = (
+        "missing_key",
+        "The record has no key, so its place among the records of its document is unknown.",
+        "Let the publisher set the key and publish the document again.",
+    )
+    INVALID_KEY = (
+        "invalid_key",
+        "The key is not tenant/collection/id, percent-encoded.",
+        "Repair the publisher's key and publish the document again.",
+    )
+    KEY_MISMATCH = (
+        "key_mismatch",
+        "The key names another document, or another scope, than the value.",
+        "Repair the publisher's key and publish the document again.",
+    )
+    NUL_CHARACTER = (
+        "nul_character",
+        "The text or the metadata holds U+0000, and ingest.nul is set to dead_letter.",
+        "Publish without it, or set ingest.nul to replace and replay.",
+    )
+    UNKNOWN_COLLECTION = (
+        "unknown_collection",
+        "There is no such collection, also after the time of grace.",
+        "Create the collection, then replay.",
+    )
+    REJECTED_INPUT = (
+        "rejected_input",
+        "The embedding provider refuses the text: content filter, or too long for the model.",
+        "Change the text or the collection's chunking, then replay.",
+    )
+    PROVIDER_BAD_OUTPUT = (
+        "provider_bad_output",
+        "The embedding provider gives no usable vector for this text, but for others.",
+        "Report the text to the provider; replay when it is repaired.",
+    )
+    RETRIES_EXHAUSTED = (
+        "retries_exhausted",
+        "The embedding provider failed for this document again and again, but answered others.",
+        "Replay later.",
+    )
+    DEADLINE_EXCEEDED = (
+        "deadline_exceeded",
+        "The document took longer than its deadline, five times, while others passed.",
+        "Split the document, or raise ingest.document_timeout_seconds and replay.",
+    )
+    REJECTED_BY_STORE = (
+        "rejected_by_store",
+        "PostgreSQL refuses the values (SQLSTATE classes 22 and 23).",
+        "Look at the SQLSTATE in the detail; repair the event or the schema, then replay.",
+    )
+    INTERNAL_ERROR = (
+        "internal_error",
+        "A defect of the worker; only where it is configured not to stop.",
+        "Report the log line; replay with a repaired worker.",
+    )
+
+    def __new__(cls, code: str, what: str, remedy: str) -> Self:
+        """Make the code the value: members compare and print as it."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.what = what
+        member.remedy = remedy
+        return member
+
+
+EXPLANATIONS: dict[Reason, str] = {
+    reason: f"{reason.what} {reason.remedy}" for reason in Reason
+}
+"""What happened and what to do, for the README and the tools."""
+
+
+class Origin(NamedTuple):
+    """Where a replayed record first stood in the log."""
+
+    topic: str
+    partition: PartitionNumber
+    offset: Offset
+    timestamp_ms: Timestamp
+    incarnation: Offset
+
+
+_ORIGIN_NAMES = tuple(f"{PREFIX}origin.{name.removesuffix('_ms')}" for name in Origin._fields)
+ORIGIN_TOPIC = _ORIGIN_NAMES[0]
+
+
+class NotADeadLetter(ValueError):
+    """The headers are not those of a dead letter."""
+
+
+def _header_name(field: str) -> str:
+    return PREFIX + field.removesuffix("_ms").replace("_", "-")
+
+
+class DeadLetterEnvelope(Struct, frozen=True, kw_only=True, rename=_header_name):
+    """
+    What the worker says about a record that cannot pass.
+
+    `reason` is a code of `Reason`, or one of a newer worker. Topic, partition, offset,
+    timestamp and incarnation say where the record stood; `origin` where it first stood, if
+    it was a replay. `first_seen_ms` is when this worker gave it up, in milliseconds.
+    """
+
+    reason: Annotated[str, Meta(min_length=1, description="Why: one of the reason codes.")]
+    stage: Annotated[str, Meta(description="Which stage of the worker gave it up.")]
+    detail: Annotated[
+        str,
+        Meta(description=f"No text of the document; {MAX_DETAIL_CHARACTERS} characters."),
+    ] = ""
+    topic: Annotated[str, Meta(description="Where the record stood.")]
+    partition: Annotated[PartitionNumber, Meta(description="... its partition.")]
+    offset: Annotated[Offset, Meta(description="... its offset.")]
+    timestamp_ms: Annotated[Timestamp, Meta(description="... its timestamp, milliseconds.")]
+    incarnation: Annotated[
+        Offset, Meta(description="... which creation of the topic, as the ledger counts.")
+    ] = 0
+    group: Annotated[str, Meta(description="The consumer group that gave it up.")]
+    passes: Annotated[int, Meta(ge=0, description="How often it was tried.")] = 0
+    first_seen_ms: Annotated[
+        Timestamp, Meta(description="When it was given up, in milliseconds.")
+    ]
+    origin: Origin | None = None
+
+
+_ENVELOPE_FIELDS = tuple(
+    (field.name, field.encode_name)
+    for field in msgspec.structs.fields(DeadLetterEnvelope)
+    if field.name != "origin"
+)
+_REASON = _header_name("reason")
+
+
+def dead_letter_headers(
+    originals: Iterable[Header], envelope: DeadLetterEnvelope
+) -> list[Header]:
+    """
+    Return the headers of a dead letter: the originals unchanged, then the envelope.
+
+    Where the envelope knows no origin, the one that the originals claim is carried on.
+    """
+    headers = list(originals)
+    origin = envelope.origin or parse_origin(headers)
+    values = msgspec.structs.asdict(envelope)
+    values["detail"] = envelope.detail[:MAX_DETAIL_CHARACTERS]
+    headers += [(name, _encode(values[field])) for field, name in _ENVELOPE_FIELDS]
+    if origin is not None:
+        headers += _origin_block(origin)
+    return headers
+
+
+def parse_dead_letter(headers: Sequence[Header]) -> tuple[DeadLetterEnvelope, list[Header]]:
+    """
+    Return the envelope of a dead letter and the original headers, exactly as they were.
+
+    Raises:
+        NotADeadLetter: there is no envelope, or none that can be read.
+    """
+    names = [name for name, _ in headers]
+    if _REASON not in names:
+        raise NotADeadLetter(f"there is no header {_REASON}")
+    start = len(names) - 1 - names[::-1].index(_REASON)
+    block = dict(headers[start:])
+    try:
+        fields = {name: _decode(block[name]) for _, name in _ENVELOPE_FIELDS if name in block}
+        envelope = msgspec.convert(fields, DeadLetterEnvelope, strict=False)
+    except ValueError as error:
+        raise NotADeadLetter(str(error)) from error
+    origin = _origin(block)
+    return msgspec.structs.replace(envelope, origin=origin), list(headers[:start])
+
+
+def origin_headers(originals: Iterable[Header], envelope: DeadLetterEnvelope) -> list[Header]:
+    """Return the headers of the replayed record: the originals, then its first origin."""
+    headers = list(originals)
+    origin = envelope.origin or Origin(
+        envelope.topic,
+        envelope.partition,
+        envelope.offset,
+        envelope.timestamp_ms,
+        envelope.incarnation,
+    )
+    if parse_origin(headers) != origin:
+        headers += _origin_block(origin)
+    return headers
+
+
+def parse_origin(headers: Iterable[Header]) -> Origin | None:
+    """Return the origin that a record claims; None where there is none that can be read."""
+    return _origin(dict(headers))
+
+
+def _origin(fields: Mapping[str, bytes | None]) -> Origin | None:
+    # A later header of a name beats an earlier one, so that appending an origin is enough.
+    if ORIGIN_TOPIC not in fields:
+        return None
+    try:
+        values = [_decode(fields[name]) for name in _ORIGIN_NAMES]
+        return msgspec.convert(values, Origin, strict=False)
+    except (ValueError, KeyError):
+        return None
+
+
+def _origin_block(origin: Origin) -> list[Header]:
+    return [(name, _encode(value)) for name, value in zip(_ORIGIN_NAMES, origin, strict=True)]
+
+
+def _encode(value: object) -> bytes:
+    return str(value).encode("utf-8", "replace")
+
+
+def _decode(value: bytes | None) -> str:
+    if value is None:
+        raise NotADeadLetter("a header of the envelope is null")
+    return value.decode("utf-8")

@@ -72,6 +72,8 @@ class Observation:
         telemetry.observe("assigned_partitions", lambda: len(list(worker.lives)))
         telemetry.observe("paused_partitions", self._paused)
         telemetry.observe("lag", self._lags)
+        telemetry.observe("vector_cache_hits", lambda: worker.embed.cache.hits)
+        telemetry.observe("vector_cache_misses", lambda: worker.embed.cache.misses)
 
     def _paused(self) -> int:
         return sum(life.phase is not Phase.RUNNING for life in self._worker.lives)

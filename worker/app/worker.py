@@ -127,7 +127,7 @@ def _signals(stop: asyncio.Event, limit_seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        # uvloop leaves the handlers of a closed loop in place (notes of uvloop 0.23).
+        # uvloop leaves the handlers of a closed loop in place (seen in 0.23).
         for number in numbers:
             loop.remove_signal_handler(number)
         for timer in ending:
@@ -160,7 +160,9 @@ async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack)
     await _check_schema(settings)
     embedder = HttpEmbedder(settings.embedding, observe=telemetry.provider_request)
     stack.push_async_callback(embedder.close)
-    telemetry.observe("active_connections", lambda: {"provider": embedder.active_connections})
+    telemetry.observe("provider_tokens_total", lambda: embedder.tokens)
+    claims = PostgresClaims(database)
+    telemetry.observe("blockers_ended", lambda: claims.blockers_ended)
     catalog = PostgresCatalog(database)
     await _check_dimensions(catalog, embedder)
     dead_letters = KafkaDeadLetters(settings.kafka)
@@ -169,7 +171,7 @@ async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack)
         make_source=lambda: KafkaSource(settings.kafka),
         dead_letters=dead_letters,
         embedder=embedder,
-        claims=PostgresClaims(database),
+        claims=claims,
         store=PgvectorStore(database),
         ledger=PostgresLedger(database),
         catalog=catalog,

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 
+from msgspec import UNSET
+
 from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tombstone
 from worker.core.lifecycle import Lives
 from worker.core.model import (
@@ -95,7 +97,11 @@ class Settle:
             self._counters.freshness.record(self._age_seconds(work))
 
     def _age_seconds(self, work: Work) -> float:
-        return max(0.0, self._wall_clock() - work.record.timestamp_ms / 1000)
+        occurred_at = getattr(work.event, "occurred_at", UNSET)
+        since = (
+            work.record.timestamp_ms / 1000 if occurred_at is UNSET else occurred_at.timestamp()
+        )
+        return max(0.0, self._wall_clock() - since)
 
     async def _dead_letter(self, letter: DeadLetter) -> None:
         verdict = await self._until_done(lambda: self._records.submit(letter))

@@ -1,0 +1,95 @@
+"""One-shot jobs on partitions and topics put together: what is done, what is given up."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from worker.adapters.kafka_group import KafkaGroup
+from worker.adapters.kafka_topics import Topics
+from worker.adapters.pg_claims import PostgresClaims
+from worker.adapters.pg_progress import PartitionProgress, PostgresProgress
+from worker.app.jobs import opened
+from worker.config import KafkaOptions, Settings
+from worker.core.model import Partition
+from worker.errors import BrokerUnavailable, ConfigError
+from worker.ops import partitions
+
+
+@dataclass(frozen=True)
+class PartitionRow:
+    """A partition as the table and Kafka know it; `committed` None: none, or not reachable."""
+
+    topic: str
+    partition: int
+    epoch: int
+    owner: str
+    claimed_at: datetime
+    incarnation: int
+    next_offset: int | None
+    updated_at: datetime | None
+    committed: int | None
+
+
+async def list_partitions(settings: Settings) -> tuple[list[PartitionRow], str | None]:
+    """Return the partitions of the group, and why Kafka's side is missing where it is."""
+    async with opened(settings.database) as database:
+        known = await PostgresProgress(database).partitions(settings.kafka.group)
+    try:
+        committed, problem = await _committed(settings.kafka, known), None
+    except BrokerUnavailable as error:
+        committed, problem = {}, f"Kafka is not reachable: {error}"
+    rows = [
+        PartitionRow(
+            **one._asdict(), committed=committed.get(Partition(one.topic, one.partition))
+        )
+        for one in known
+    ]
+    return rows, problem
+
+
+async def _committed(
+    options: KafkaOptions, known: list[PartitionProgress]
+) -> dict[Partition, int | None]:
+    if not known:
+        return {}
+    async with KafkaGroup.open(options) as group:
+        places = [Partition(one.topic, one.partition) for one in known]
+        return {place: await group.committed(place) for place in places}
+
+
+async def skip(
+    settings: Settings, partition: Partition, to: int, *, really: bool
+) -> partitions.Skip:
+    """Skip what cannot be read, or only say what that would give up."""
+    group_name = settings.kafka.group
+    await _check_exists(settings.kafka, partition)
+    async with KafkaGroup.open(settings.kafka) as group, opened(settings.database) as database:
+        claims = PostgresClaims(database)
+        planned = await partitions.plan_skip(claims, group, group_name, partition, to)
+        if really:
+            await partitions.skip(claims, group, group_name, planned)
+    return planned
+
+
+async def _check_exists(options: KafkaOptions, partition: Partition) -> None:
+    # The client would wait for it to appear.
+    found = await Topics(replace(options, topics=(partition.topic,))).describe()
+    if partition.topic not in found:
+        raise ConfigError(f"there is no topic {partition.topic!r}")
+    count = found[partition.topic].partitions
+    if partition.number >= count:
+        raise ConfigError(
+            f"the topic {partition.topic!r} has {count} partitions, numbered from 0: "
+            f"there is no {partition.number}"
+        )
+
+
+async def topic_recreated(settings: Settings, topic: str, *, really: bool) -> list[str]:
+    """Begin the next incarnation of a topic; returns the partitions whose progress goes."""
+    async with opened(settings.database) as database:
+        progress = PostgresProgress(database)
+        claims = await progress.claims_of_topic(topic)
+        if not claims:
+            raise ConfigError(f"no group has ever read a topic {topic!r} into this database")
+        if really:
+            await progress.begin_incarnation(topic, partitions.OWNER)
+    return [f"{topic}/{number} of {group}" for group, number in claims]

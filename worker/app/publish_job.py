@@ -1,0 +1,58 @@
+"""The one-shot job `publish` put together."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from schemas.bounds import Limits
+from schemas.delivery import Connection
+from schemas.publisher import DeliveryFailed, Publisher
+from schemas.records import DEFAULT_MAX_RECORD_BYTES
+from worker.adapters.kafka_client import client_arguments
+from worker.adapters.kafka_topics import Topics
+from worker.config import KafkaOptions, Settings
+from worker.errors import BrokerUnavailable, ConfigError
+from worker.ops.publish import Publication, Source
+
+
+async def publish(
+    settings: Settings, topic: str, sources: Iterable[Source], publication: Publication
+) -> None:
+    """
+    Publish to a topic.
+
+    Raises:
+        ConfigError: there is no such topic, or the broker refuses us.
+        BrokerUnavailable: no broker, or no acknowledgement in time.
+    """
+    limits = Limits(max_text_bytes=settings.ingest.max_text_bytes, nul=settings.ingest.nul)
+    max_record_bytes = await _max_record_bytes(settings.kafka, topic)
+    try:
+        async with Publisher(
+            settings.kafka.bootstrap_servers,
+            topic,
+            max_record_bytes=max_record_bytes,
+            limits=limits,
+            **_connection(settings.kafka),
+        ) as publisher:
+            await publication.run(publisher, sources, max_line_bytes=limits.record_bytes)
+    except DeliveryFailed as error:
+        raise BrokerUnavailable(f"Kafka did not take the events: {error}") from error
+
+
+async def _max_record_bytes(options: KafkaOptions, topic: str) -> int:
+    """Return what the topic takes; a missing one would be waited for, half a minute long."""
+    try:
+        found = await Topics(replace(options, topics=(topic,))).describe()
+    except ConfigError:
+        # A publisher may be allowed to write and not to look.
+        return DEFAULT_MAX_RECORD_BYTES
+    if topic not in found:
+        raise ConfigError(f"there is no topic {topic!r}: run `embedfleet topics create`")
+    configured = found[topic].configuration.get("max.message.bytes")
+    return int(configured or DEFAULT_MAX_RECORD_BYTES)
+
+
+def _connection(options: KafkaOptions) -> Any:
+    known = Connection.__annotations__
+    return {name: value for name, value in client_arguments(options).items() if name in known}
