@@ -9,15 +9,16 @@ where they are defined, with the reason.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from worker.errors import ConfigError
 
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Count = Annotated[int, Meta(ge=1)]
-Bytes = Annotated[int, Meta(ge=1)]
+
+def about(description: str, **bounds: Any) -> Meta:
+    """Return what a setting means, and its bounds."""
+    return Meta(description=description, **bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,87 +26,66 @@ class KafkaOptions:
     """The broker, the topics, and the timers of the consumer group."""
 
     bootstrap_servers: Annotated[
-        str, Meta(description="host:port[,host:port]; KAFKA_BOOTSTRAP_SERVERS is accepted too.")
+        str, about("host:port[,host:port]; KAFKA_BOOTSTRAP_SERVERS is accepted too.")
     ] = "localhost:9092"
-    topics: Annotated[
-        tuple[str, ...], Meta(min_length=1, description="Document topics to consume.")
-    ] = ("documents",)
-    dead_letter_topic: Annotated[
-        str, Meta(description="Where records go that cannot pass.")
-    ] = "documents.dead-letters"
-    group: Annotated[str, Meta(description="The consumer group: one fleet.")] = "embedfleet"
-    client_id: Annotated[
-        str, Meta(description="How brokers name this client in their logs.")
-    ] = "embedfleet"
+    topics: Annotated[tuple[str, ...], about("Document topics to consume.", min_length=1)] = (
+        "documents",
+    )
+    dead_letter_topic: Annotated[str, about("Where records go that cannot pass.")] = (
+        "documents.dead-letters"
+    )
+    group: Annotated[str, about("The consumer group: one fleet.")] = "embedfleet"
+    client_id: Annotated[str, about("How brokers name this client in their logs.")] = (
+        "embedfleet"
+    )
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
-        Meta(description="As in Kafka's clients."),
+        about("As in Kafka's clients."),
     ] = "PLAINTEXT"
-    tls_ca_file: Annotated[
-        Path | None, Meta(description="CA that signed the broker's certificate.")
-    ] = None
-    tls_certificate_file: Annotated[
-        Path | None, Meta(description="Client certificate, for mTLS.")
-    ] = None
-    tls_key_file: Annotated[Path | None, Meta(description="Key of the client certificate.")] = (
+    tls_ca_file: Annotated[Path | None, about("CA that signed the broker's certificate.")] = (
         None
     )
+    tls_certificate_file: Annotated[Path | None, about("Client certificate, for mTLS.")] = None
+    tls_key_file: Annotated[Path | None, about("Key of the client certificate.")] = None
     sasl_mechanism: Annotated[
         Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None,
-        Meta(description="Needed by the SASL protocols."),
+        about("Needed by the SASL protocols."),
     ] = None
-    sasl_username: Annotated[str | None, Meta(description="For PLAIN and SCRAM.")] = None
+    sasl_username: Annotated[str | None, about("For PLAIN and SCRAM.")] = None
     sasl_password_variable: Annotated[
-        str | None, Meta(description="Name of the variable that holds the password.")
+        str | None, about("Name of the variable that holds the password.")
     ] = None
-    sasl_password_file: Annotated[
-        Path | None, Meta(description="File that holds the password.")
-    ] = None
+    sasl_password_file: Annotated[Path | None, about("File that holds the password.")] = None
     sasl_token_file: Annotated[
-        Path | None,
-        Meta(description="File that holds the OAUTHBEARER token; read at every log-in."),
+        Path | None, about("File that holds the OAUTHBEARER token; read at every log-in.")
     ] = None
     heartbeat_seconds: Annotated[
-        float, Meta(description="A rebalance is noticed within this time.", gt=0)
+        float, about("A rebalance is noticed within this time.", gt=0)
     ] = 3
     drain_seconds: Annotated[
-        float,
-        Meta(
-            description="What a revoked or stopping worker has to finish what it began.", gt=0
-        ),
+        float, about("What a revoked or stopping worker has to finish what it began.", gt=0)
     ] = 20
     rebalance_seconds: Annotated[
-        float, Meta(description="What the group waits for a member to drain.", gt=0)
+        float, about("What the group waits for a member to drain.", gt=0)
     ] = 30
     request_seconds: Annotated[
-        float, Meta(description="Time limit of one request; joining the group is one.", gt=0)
+        float, about("Time limit of one request; joining the group is one.", gt=0)
     ] = 40
     session_seconds: Annotated[
-        float,
-        Meta(description="A worker silent for longer is out of the group (KIP-735).", gt=0),
+        float, about("A worker silent for longer is out of the group (KIP-735).", gt=0)
     ] = 45
     max_poll_interval_seconds: Annotated[
-        float,
-        Meta(description="A worker that polls nothing for longer leaves the group.", gt=0),
+        float, about("A worker that polls nothing for longer leaves the group.", gt=0)
     ] = 300
     max_poll_records: Annotated[
-        int,
-        Meta(
-            description="Records per partition and poll; more starves the others.",
-            ge=1,
-            le=10_000,
-        ),
+        int, about("Records per partition and poll; more starves the others.", ge=1, le=10_000)
     ] = 64
     max_partition_fetch_bytes: Annotated[
-        int, Meta(description="Fetch buffer of one partition.", ge=1024)
+        int, about("Fetch buffer of one partition.", ge=1024)
     ] = 1024 * 1024
     commit_interval_seconds: Annotated[
         float,
-        Meta(
-            description="How often progress is written; bounds what a crash re-reads.",
-            gt=0,
-            le=60,
-        ),
+        about("How often progress is written; bounds what a crash re-reads.", gt=0, le=60),
     ] = 1
 
     def __post_init__(self) -> None:
@@ -147,56 +127,41 @@ class DatabaseOptions:
     """PostgreSQL with pgvector: where, and how many connections."""
 
     url: Annotated[
-        str,
-        Meta(description="postgresql://user@host:port/name; DATABASE_URL is accepted too."),
+        str, about("postgresql://user@host:port/name; DATABASE_URL is accepted too.")
     ] = "postgresql://localhost/embedfleet"
     password_variable: Annotated[
-        str | None, Meta(description="Name of the variable that holds the password.")
+        str | None, about("Name of the variable that holds the password.")
     ] = None
-    password_file: Annotated[Path | None, Meta(description="File that holds the password.")] = (
-        None
-    )
+    password_file: Annotated[Path | None, about("File that holds the password.")] = None
     schema: Annotated[
         str, Meta(pattern="^[a-z_][a-z0-9_]{0,62}$", description="Schema of all tables.")
     ] = "embedfleet"
     pool_min: Annotated[
-        int,
-        Meta(
-            description="Connections kept open: a codec per connection costs 12 ms.",
-            ge=1,
-            le=1000,
-        ),
+        int, about("Connections kept open: a codec per connection costs 12 ms.", ge=1, le=1000)
     ] = 10
     pool_max: Annotated[
-        int,
-        Meta(
-            description="Connections at most; fleet size x this <= max_connections.",
-            ge=1,
-            le=1000,
-        ),
+        int, about("Connections at most; fleet size x this <= max_connections.", ge=1, le=1000)
     ] = 50
-    pool_max_queries: Annotated[
-        int, Meta(description="Queries before a connection is renewed.", ge=1)
-    ] = 50_000
+    pool_max_queries: Annotated[int, about("Queries before a connection is renewed.", ge=1)] = (
+        50_000
+    )
     pool_inactive_seconds: Annotated[
-        float,
-        Meta(description="Idle connections above the minimum are closed after this.", gt=0),
+        float, about("Idle connections above the minimum are closed after this.", gt=0)
     ] = 300
     statement_timeout_seconds: Annotated[
-        float, Meta(description="Server-side limit of one statement.", gt=0)
+        float, about("Server-side limit of one statement.", gt=0)
     ] = 30
     lock_timeout_seconds: Annotated[
-        float, Meta(description="Server-side limit of one lock wait.", gt=0)
+        float, about("Server-side limit of one lock wait.", gt=0)
     ] = 5
     idle_in_transaction_seconds: Annotated[
-        float,
-        Meta(description="The server ends a frozen worker's transaction after this.", gt=0),
+        float, about("The server ends a frozen worker's transaction after this.", gt=0)
     ] = 10
     command_timeout_seconds: Annotated[
-        float, Meta(description="Client-side limit of one statement, above the server's.", gt=0)
+        float, about("Client-side limit of one statement, above the server's.", gt=0)
     ] = 40
     connect_timeout_seconds: Annotated[
-        float, Meta(description="Limit of one connection attempt.", gt=0)
+        float, about("Limit of one connection attempt.", gt=0)
     ] = 10
 
     def __post_init__(self) -> None:
@@ -220,49 +185,40 @@ class DatabaseOptions:
 class EmbeddingOptions:
     """The embedding provider: an OpenAI-compatible endpoint."""
 
-    url: Annotated[
-        str, Meta(description="Up to and with /v1; OPENAI_BASE_URL is accepted too.")
-    ] = "https://api.openai.com/v1"
+    url: Annotated[str, about("Up to and with /v1; OPENAI_BASE_URL is accepted too.")] = (
+        "https://api.openai.com/v1"
+    )
     api_key_variable: Annotated[
-        str | None,
-        Meta(description="Name of the variable that holds the key; none set: no key is sent."),
+        str | None, about("Name of the variable that holds the key; none set: no key is sent.")
     ] = "OPENAI_API_KEY"
-    api_key_file: Annotated[
-        Path | None, Meta(description="File that holds the key, read on change.")
-    ] = None
+    api_key_file: Annotated[Path | None, about("File that holds the key, read on change.")] = (
+        None
+    )
     concurrency: Annotated[
         int,
-        Meta(
-            description="Requests in flight at most; aligned with the provider's quota.",
-            ge=1,
-            le=200,
-        ),
+        about("Requests in flight at most; aligned with the provider's quota.", ge=1, le=200),
     ] = 50
-    connections: Annotated[int, Meta(description="Pooled connections at most.", ge=1)] = 200
-    connections_per_host: Annotated[int, Meta(description="... of them to one host.", ge=1)] = (
-        50
+    connections: Annotated[int, about("Pooled connections at most.", ge=1)] = 200
+    connections_per_host: Annotated[int, about("... of them to one host.", ge=1)] = 50
+    dns_cache_seconds: Annotated[int, about("How long a looked-up address is kept.", ge=0)] = (
+        300
     )
-    dns_cache_seconds: Annotated[
-        int, Meta(description="How long a looked-up address is kept.", ge=0)
-    ] = 300
-    timeout_seconds: Annotated[float, Meta(description="Limit of one request.", gt=0)] = 30
-    max_inputs: Annotated[
-        int, Meta(description="Texts per request at most.", ge=1, le=2048)
-    ] = 128
+    timeout_seconds: Annotated[float, about("Limit of one request.", gt=0)] = 30
+    max_inputs: Annotated[int, about("Texts per request at most.", ge=1, le=2048)] = 128
     max_request_tokens: Annotated[
-        int, Meta(description="Tokens per request at most, estimated as bytes / 3.", ge=1)
+        int, about("Tokens per request at most, estimated as bytes / 3.", ge=1)
     ] = 100_000
     max_request_bytes: Annotated[
-        int, Meta(description="Bytes of text per request at most.", ge=1024, le=1024 * 1024)
+        int, about("Bytes of text per request at most.", ge=1024, le=1024 * 1024)
     ] = 512 * 1024
-    max_answer_bytes: Annotated[
-        int, Meta(description="A longer answer is refused.", ge=1024)
-    ] = 64 * 1024 * 1024
+    max_answer_bytes: Annotated[int, about("A longer answer is refused.", ge=1024)] = (
+        64 * 1024 * 1024
+    )
     send_dimensions: Annotated[
-        bool, Meta(description="Ask the provider for the collection's dimensions.")
+        bool, about("Ask the provider for the collection's dimensions.")
     ] = False
     cache_bytes: Annotated[
-        int, Meta(description="Vectors paid for are kept until stored, up to this.", ge=0)
+        int, about("Vectors paid for are kept until stored, up to this.", ge=0)
     ] = 32 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -283,23 +239,12 @@ class RetryOptions:
     """How a failed embedding request is tried again."""
 
     max_attempts: Annotated[
-        int,
-        Meta(
-            description="Tries of one request before its documents are tried alone.",
-            ge=1,
-            le=10,
-        ),
+        int, about("Tries of one request before its documents are tried alone.", ge=1, le=10)
     ] = 5
-    base_seconds: Annotated[
-        float, Meta(description="First back-off; full jitter below it.", gt=0)
-    ] = 0.1
-    cap_seconds: Annotated[float, Meta(description="Longest back-off.", gt=0)] = 10
-    throttle_base_seconds: Annotated[
-        float, Meta(description="First back-off after a 429.", gt=0)
-    ] = 1
-    throttle_cap_seconds: Annotated[
-        float, Meta(description="Longest back-off after a 429.", gt=0)
-    ] = 60
+    base_seconds: Annotated[float, about("First back-off; full jitter below it.", gt=0)] = 0.1
+    cap_seconds: Annotated[float, about("Longest back-off.", gt=0)] = 10
+    throttle_base_seconds: Annotated[float, about("First back-off after a 429.", gt=0)] = 1
+    throttle_cap_seconds: Annotated[float, about("Longest back-off after a 429.", gt=0)] = 60
 
     def __post_init__(self) -> None:
         """Refuse caps below their bases."""
@@ -315,20 +260,15 @@ class RetryOptions:
 class QueueOptions:
     """What a worker holds at most: back-pressure to Kafka beyond it."""
 
-    max_documents: Annotated[int, Meta(description="Waiting and in flight together.", ge=1)] = (
-        5_000
+    max_documents: Annotated[int, about("Waiting and in flight together.", ge=1)] = 5_000
+    max_bytes: Annotated[int, about("Waiting and in flight together, in bytes.", ge=1024)] = (
+        64 * 1024 * 1024
     )
-    max_bytes: Annotated[
-        int, Meta(description="Waiting and in flight together, in bytes.", ge=1024)
-    ] = 64 * 1024 * 1024
     max_in_flight: Annotated[
-        int,
-        Meta(
-            description="Documents worked on at once; the rest waits, fairly by tenant.", ge=1
-        ),
+        int, about("Documents worked on at once; the rest waits, fairly by tenant.", ge=1)
     ] = 512
     quantum_bytes: Annotated[
-        int, Meta(description="What one tenant may send before the next one's turn.", ge=1)
+        int, about("What one tenant may send before the next one's turn.", ge=1)
     ] = 64 * 1024
 
     def __post_init__(self) -> None:
@@ -341,41 +281,32 @@ class QueueOptions:
 class IngestOptions:
     """What is accepted, and how long one document may take."""
 
-    max_text_bytes: Annotated[
-        int, Meta(description="Longer texts are dead-lettered.", ge=1)
-    ] = 4 * 1024 * 1024
+    max_text_bytes: Annotated[int, about("Longer texts are dead-lettered.", ge=1)] = (
+        4 * 1024 * 1024
+    )
     nul: Annotated[
-        Literal["replace", "dead_letter"], Meta(description="What a U+0000 in a text gets.")
+        Literal["replace", "dead_letter"], about("What a U+0000 in a text gets.")
     ] = "replace"
     document_timeout_seconds: Annotated[
-        float, Meta(description="One pass of a document; it is queued again after it.", gt=0)
+        float, about("One pass of a document; it is queued again after it.", gt=0)
     ] = 300
     unknown_collection_grace_seconds: Annotated[
-        float, Meta(description="How long an unknown collection is looked up again.", ge=0)
+        float, about("How long an unknown collection is looked up again.", ge=0)
     ] = 60
-    prepare_batch_documents: Annotated[
-        int, Meta(description="Documents per look-up.", ge=1)
-    ] = 128
-    prepare_slots: Annotated[int, Meta(description="Look-ups at once.", ge=1)] = 2
+    prepare_batch_documents: Annotated[int, about("Documents per look-up.", ge=1)] = 128
+    prepare_slots: Annotated[int, about("Look-ups at once.", ge=1)] = 2
     store_batch_documents: Annotated[
-        int,
-        Meta(
-            description="Documents per transaction: 100 make 10x the rate of one.",
-            ge=1,
-            le=1000,
-        ),
+        int, about("Documents per transaction: 100 make 10x the rate of one.", ge=1, le=1000)
     ] = 128
-    store_batch_bytes: Annotated[
-        int, Meta(description="Text and vectors per transaction.", ge=1024)
-    ] = 8 * 1024 * 1024
-    store_slots: Annotated[int, Meta(description="Transactions at once.", ge=1)] = 4
+    store_batch_bytes: Annotated[int, about("Text and vectors per transaction.", ge=1024)] = (
+        8 * 1024 * 1024
+    )
+    store_slots: Annotated[int, about("Transactions at once.", ge=1)] = 4
     internal_error: Annotated[
         Literal["stop", "dead_letter"],
-        Meta(description="What a defect of ours gets: a stopped worker, or a dead letter."),
+        about("What a defect of ours gets: a stopped worker, or a dead letter."),
     ] = "stop"
-    cpu_threads: Annotated[
-        int, Meta(description="Threads that chunk and hash, off the loop.", ge=1)
-    ] = 2
+    cpu_threads: Annotated[int, about("Threads that chunk and hash, off the loop.", ge=1)] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,31 +314,28 @@ class TelemetryOptions:
     """Logs, the admin port and what helps in staging."""
 
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="Least level.")
+        Literal["debug", "info", "warning", "error"], about("Least level.")
     ] = "info"
-    log_format: Annotated[
-        Literal["json", "console"], Meta(description="JSON lines, or for people.")
-    ] = "json"
-    admin_host: Annotated[
-        str, Meta(description="Where /livez, /readyz, /metrics, /state listen.")
-    ] = "127.0.0.1"
+    log_format: Annotated[Literal["json", "console"], about("JSON lines, or for people.")] = (
+        "json"
+    )
+    admin_host: Annotated[str, about("Where /livez, /readyz, /metrics, /state listen.")] = (
+        "127.0.0.1"
+    )
     admin_port: Annotated[
-        int | None, Meta(description="None: no admin port. 0: any free one.", ge=0, le=65_535)
+        int | None, about("None: no admin port. 0: any free one.", ge=0, le=65_535)
     ] = 9464
     loop_lag_alarm_seconds: Annotated[
-        float, Meta(description="Sustained lag of the event loop that is logged.", gt=0)
+        float, about("Sustained lag of the event loop that is logged.", gt=0)
     ] = 0.05
     stall_seconds: Annotated[
-        float, Meta(description="A loop silent for longer gets its stack dumped.", gt=0)
+        float, about("A loop silent for longer gets its stack dumped.", gt=0)
     ] = 1.0
     progress_seconds: Annotated[
-        float,
-        Meta(description="Lag without progress for longer: the consumer is made anew.", gt=0),
+        float, about("Lag without progress for longer: the consumer is made anew.", gt=0)
     ] = 60
-    debug_loop: Annotated[bool, Meta(description="asyncio debug mode; 20x slower tasks.")] = (
-        False
-    )
-    tracemalloc: Annotated[bool, Meta(description="Log where memory grows; slow.")] = False
+    debug_loop: Annotated[bool, about("asyncio debug mode; 20x slower tasks.")] = False
+    tracemalloc: Annotated[bool, about("Log where memory grows; slow.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,6 +350,5 @@ class Settings:
     ingest: IngestOptions = field(default_factory=IngestOptions)
     telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)
     startup_timeout_seconds: Annotated[
-        float,
-        Meta(description="How long an unreachable broker or database is waited for.", gt=0),
+        float, about("How long an unreachable broker or database is waited for.", gt=0)
     ] = 60
