@@ -11,7 +11,6 @@ Invariants: the rank of a row never falls, but over a barrier; what is decided `
 """
 
 from collections.abc import Iterable
-from datetime import UTC
 
 from msgspec import UNSET, json
 
@@ -165,8 +164,4 @@ def _trace_id(work: Work) -> str | None:
 
 def _occurred_at_ms(event: DocumentUpserted | DocumentDeleted | Tombstone) -> int | None:
     occurred_at = getattr(event, "occurred_at", UNSET)
-    if occurred_at is UNSET:
-        return None
-    # Without an offset it is UTC, not the time zone of whichever machine the worker runs on.
-    zoned = occurred_at if occurred_at.tzinfo else occurred_at.replace(tzinfo=UTC)
-    return round(zoned.timestamp() * 1000)
+    return None if occurred_at is UNSET else round(occurred_at.timestamp() * 1000)

@@ -1,0 +1,121 @@
+"""What the README says is so: its tables are current, its examples run, its commands exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from schemas.events import DocumentUpserted
+from tests.support import generate
+from worker.cli.root import main
+
+README = Path(generate.README).read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for kind, text in BLOCKS if kind == language]
+
+
+def test_the_generated_tables_are_current():
+    """`make schemas` writes them."""
+    assert generate.replace_blocks(README, generate.BLOCKS) == README
+
+
+@pytest.mark.parametrize("name", generate.BLOCKS)
+def test_every_generated_table_has_its_place(name):
+    assert f"<!-- generated:{name} -->" in README
+
+
+def commands() -> list[list[str]]:
+    found = [
+        shlex.split(line.removeprefix("$ "), comments=True)
+        for text in blocks("console")
+        for line in text.splitlines()
+        if line.startswith("$ embedfleet")
+    ]
+    inline = re.findall(r"`(embedfleet [a-z][^`]*)`", README)
+    return found + [shlex.split(one) for one in inline]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_it_names_exists(command, capsys):
+    words = []
+    for word in command[1:]:
+        if not re.fullmatch(r"[a-z]+", word):
+            break
+        words.append(word)
+    while words:
+        if main([*words, "--help"]) == 0:
+            break
+        words.pop()
+    assert words, command
+    assert words[0] in capsys.readouterr().out
+    assert words == command[1 : len(words) + 1]
+
+
+@pytest.mark.parametrize("text", blocks("json"))
+def test_its_events_are_events(text):
+    from schemas.codec import Limits, decode_record, encode_key, encode_scope_key
+
+    for line in re.sub(r"\n (?=\")", " ", text).strip().splitlines():
+        import json
+
+        event = json.loads(line)
+        if event["type"] == "delete_scope":
+            key = encode_scope_key(event["tenant"], event["collection"])
+        else:
+            key = encode_key(event["tenant"], event["collection"], event["id"])
+        assert decode_record(key, line.encode(), (), Limits()).event.version == event["version"]
+
+
+async def test_its_producer_publishes(kafka_server, create_topic):
+    topic = await create_topic(name="documents")
+    (source,) = blocks("python")
+    source = source.replace("localhost:9092", kafka_server.bootstrap_servers)
+    names: dict = {"__name__": "example"}
+    exec(compile(source.replace("asyncio.run(main())", ""), "README.md", "exec"), names)
+    await names["main"]()
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=kafka_server.bootstrap_servers,
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    try:
+        first = await consumer.getone()
+    finally:
+        await consumer.stop()
+    assert first.key == b"acme/docs/handbook%2F7"
+    assert b'"version":42' in first.value
+    assert DocumentUpserted.__struct_config__.tag == "upsert"
+
+
+async def test_its_query_reads(database):
+    import asyncpg
+
+    from tests.support.universe import COLLECTION
+    from worker.adapters.pg_catalog import PostgresCatalog
+    from worker.adapters.pg_client import Database
+    from worker.adapters.pg_migrations import Migrations
+
+    await Migrations(database).up()
+    pool = await Database.open(database)
+    from dataclasses import replace
+
+    await PostgresCatalog(pool).create(replace(COLLECTION, name="docs"), index=True)
+    await pool.close()
+    (query,) = blocks("sql")
+    query = query.replace("embedfleet.", f"{database.schema}.")
+    vector = "[" + ",".join(map(str, np.ones(COLLECTION.dimensions))) + "]"
+    connection = await asyncpg.connect(database.url)
+    try:
+        for statement in filter(None, map(str.strip, query.split(";"))):
+            arguments = [vector] if "$1" in statement else []
+            text = statement.replace("$1", "$1::text::vector")
+            await connection.fetch(text, *arguments)
+    finally:
+        await connection.close()
