@@ -23,7 +23,7 @@ from worker.core import retry
 from worker.core.model import ChangeSet, ChunkId, Collection, DocumentKey, Vector, Work
 from worker.core.packing import PackLimits, Weight, estimate_tokens, take
 from worker.core.vector_cache import VectorCache, VectorKey
-from worker.errors import PermanentError, ProviderUnavailable, RejectedInput
+from worker.errors import PermanentError, ProviderUnavailable, RateLimited, RejectedInput
 from worker.pipeline.batcher import Batcher, Call
 from worker.ports import Clock, Embedder, EmbeddingRequest, Spawn
 from worker.telemetry import Counters, Tracing
@@ -41,6 +41,23 @@ class Piece:
     weight: Weight
     waiters: int = 0
     call: "Call[Piece, Vector] | None" = field(default=None, repr=False)
+
+
+class _Tries:
+    """The failed tries of one request; throttled ones count apart, they have no limit."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self._failed = 0
+        self._throttled = 0
+
+    def count(self, error: ProviderUnavailable) -> int:
+        """Count a failed try and return which one of its kind it is."""
+        if isinstance(error, RateLimited):
+            self._throttled += 1
+            return self._throttled
+        self._failed += 1
+        return self._failed
 
 
 class Embed:
@@ -65,6 +82,7 @@ class Embed:
         self._jitter = jitter
         self._tracing = tracing
         self._answered_at = float("-inf")
+        self._budget = retry.RetryBudget()
         self.cache = VectorCache(options.cache_bytes)
         self._buying: dict[VectorKey, Piece] = {}
         limits = PackLimits(
@@ -148,24 +166,32 @@ class Embed:
 
     async def _request(self, pieces: list[Piece]) -> list[Vector | BaseException]:
         """Buy some chunks with one request, as often as it takes."""
-        began = self._clock()
-        attempt = 1
+        tries = _Tries(self._clock())
         while True:
             try:
                 vectors = await self._embed(_request_of(pieces))
             except RejectedInput as error:
                 return await self._apart(pieces, error)
             except ProviderUnavailable as error:
-                again = retry.decide(error, attempt, self._retries, self._jitter())
-                if again is None and self._answered_at > began:
+                again = retry.decide(error, tries.count(error), self._retries, self._jitter())
+                if again is None and self._answered_at > tries.since:
                     return await self._apart(pieces, _exhausted(error))
-                attempt, wait = self._next(attempt, again)
+                if again is None:  # it answers nobody: nothing is charged, everything waits
+                    tries = _Tries(self._clock())
                 self._counters.retries += 1
-                await asyncio.sleep(wait)
+                await asyncio.sleep(self._wait_seconds(error, again))
             else:
                 self._answered_at = self._clock()
+                self._budget.deposit()
                 self._counters.chunks_embedded_total += len(pieces)
                 return list(vectors)
+
+    def _wait_seconds(self, error: ProviderUnavailable, again: retry.Retry | None) -> float:
+        patience = self._jitter() * self._retries.cap_seconds
+        if again is None:
+            return patience
+        may_retry = self._budget.withdraw(retry.retry_cost(error))
+        return again.wait_seconds if may_retry else max(again.wait_seconds, patience)
 
     async def _embed(self, request: EmbeddingRequest) -> list[Vector]:
         attributes: dict[str, str | int] = {
@@ -174,11 +200,6 @@ class Embed:
         }
         with self._tracing.batch_span("embeddings", request.traceparents, attributes):
             return await self._embedder.embed(request)
-
-    def _next(self, attempt: int, again: retry.Retry | None) -> tuple[int, float]:
-        if again is None:  # it answers nobody: nothing is charged, everything waits
-            return attempt, self._jitter() * self._retries.cap_seconds
-        return attempt + again.counts, again.wait_seconds
 
     async def _apart(
         self, pieces: list[Piece], error: PermanentError

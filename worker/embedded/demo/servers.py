@@ -20,6 +20,9 @@ from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.processes import EmbeddedServer, GuardedProcess
 
 
+JOIN_SECONDS = 0.1
+
+
 class EmbeddedWorker(EmbeddedServer):
     """One `embedfleet run`; ready when it has joined its group."""
 
@@ -76,6 +79,7 @@ class Servers:
         self.embeddings = EmbeddedEmbeddings(folder / "embeddings", count_texts=True)
         self.workers: list[EmbeddedWorker] = []
         self._stack = ExitStack()
+        self._starting: list[tuple[EmbeddedServer, Thread]] = []
 
     def start(self) -> None:
         """Start broker, database and provider, side by side."""
@@ -94,6 +98,12 @@ class Servers:
         for worker in self.workers:
             worker.ask_to_stop()
         self._stack.close()
+        # What was still starting meanwhile, in the thread of a caller that was interrupted.
+        for server, thread in self._starting:
+            while thread.is_alive():
+                server.kill()
+                thread.join(JOIN_SECONDS)
+            server.stop()
 
     def _start_all(self, servers: list[EmbeddedServer] | list[EmbeddedWorker]) -> None:
         errors: list[BaseException] = []
@@ -106,10 +116,13 @@ class Servers:
 
         for server in servers:
             self._stack.callback(server.stop)
-        threads = [Thread(target=start, args=(server,), daemon=True) for server in servers]
-        for thread in threads:
+        starting = [
+            (server, Thread(target=start, args=(server,), daemon=True)) for server in servers
+        ]
+        self._starting += starting
+        for _, thread in starting:
             thread.start()
-        for thread in threads:
+        for _, thread in starting:
             thread.join()
         if errors:
             raise errors[0]

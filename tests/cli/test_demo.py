@@ -1,0 +1,82 @@
+"""The demonstration as a user runs it: to its end, and ended in the middle."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LIMIT_SECONDS = 300
+
+
+def descendants(folder: Path) -> list[int]:
+    """Processes that work in a folder: everything that the demonstration started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(folder).encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker", "demo", "--data-dir", str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"COLUMNS": "100"},
+        text=True,
+        start_new_session=True,
+    )
+
+
+def gone(folder: Path) -> bool:
+    """Wait until nothing that works in the folder is left."""
+    deadline = time.monotonic() + 30
+    while descendants(folder):
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+@pytest.fixture
+def folder():
+    from tests.support.servers import open_folder
+
+    with open_folder() as path:
+        yield path
+
+
+def test_it_ends_with_books_that_balance_and_leaves_nothing_behind(folder):
+    process = start(folder)
+    output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 0, output
+    assert "0 lost; the books balance" in output
+    events = int(re.search(r"events in the topic\s*│\s*([\d,]+)", output)[1].replace(",", ""))
+    assert events > 1000
+    for reason in ("undecodable", "missing_key", "unknown_type", "key_mismatch"):
+        assert f"dead letter: {reason}" in output
+    assert float(re.search(r"exact search: ([\d.]+)%", output)[1]) >= 95
+    assert gone(folder)
+
+
+@pytest.mark.parametrize("stage", ["Starting", "Publishing"])
+def test_an_interrupt_ends_everything(folder, stage):
+    process = start(folder)
+    for line in process.stdout:
+        if line.startswith(stage):
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert gone(folder)
