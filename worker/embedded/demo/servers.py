@@ -19,7 +19,6 @@ from worker.embedded.ports import HOST, ReservedPort
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.processes import EmbeddedServer, GuardedProcess
 
-
 JOIN_SECONDS = 0.1
 
 
