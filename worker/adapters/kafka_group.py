@@ -1,0 +1,75 @@
+"""
+A consumer group's offsets, seen and set from outside of the group.
+
+Owns one consumer that never joins. Setting offsets works only while the group has no members:
+the broker refuses what comes from outside of a living group.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Self
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from worker.adapters import kafka_internals
+from worker.adapters.kafka_client import client_arguments
+from worker.adapters.kafka_errors import translated
+from worker.config import KafkaOptions
+from worker.core.model import Partition
+
+
+class KafkaGroup:
+    """The offsets of one group."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, options: KafkaOptions) -> AsyncIterator[Self]:
+        """
+        Connect for the length of a block.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        consumer = AIOKafkaConsumer(
+            **client_arguments(options),
+            group_id=options.group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+        )
+        try:
+            with translated():
+                await consumer.start()
+            yield cls(consumer)
+        finally:
+            await kafka_internals.close(consumer)
+
+    async def bounds(self, partition: Partition) -> tuple[int, int]:
+        """Return the first offset that is still there and the end, of a partition there is."""
+        place = TopicPartition(*partition)
+        with translated():
+            first = await self._consumer.beginning_offsets([place])
+            end = await self._consumer.end_offsets([place])
+        return first[place], end[place]
+
+    async def committed(self, partition: Partition) -> int | None:
+        """Return the group's committed offset, None where there is none."""
+        place = TopicPartition(*partition)
+        self._consumer.assign([place])
+        with translated():
+            offset: int | None = await self._consumer.committed(place)
+        return offset
+
+    async def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """
+        Set the group's offsets.
+
+        Raises:
+            FencedError: the group has members.
+        """
+        places = {TopicPartition(*one): offset for one, offset in offsets.items()}
+        self._consumer.assign(list(places))
+        with translated():
+            await self._consumer.commit(places)

@@ -1,0 +1,24 @@
+"""The command `demo`."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from worker.cli.parameters import option, switch
+
+DataDir = Annotated[Path | None, option("Keep the data in this folder.")]
+KeepRunning = Annotated[
+    bool, switch("--keep-running", "Leave everything up at the end, until Ctrl-C.")
+]
+Jars = Annotated[Path | None, option("A folder with Kafka's jars, instead of fetching them.")]
+
+
+def demo(
+    *, data_dir: DataDir = None, keep_running: KeepRunning = False, jars: Jars = None
+) -> int:
+    """Run the demonstration; its exit code is the command's."""
+    from worker.app.demo import DemoOptions
+    from worker.app.demo import demo as run_demo
+
+    options = DemoOptions(data_dir=data_dir, keep_running=keep_running, jars=jars)
+    return asyncio.run(run_demo(options))

@@ -1,0 +1,34 @@
+"""What the signatures of the commands share: annotations for cyclopts."""
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from worker.cli.configuration import Sources
+from worker.config import Settings
+
+WithSettings = Annotated[Settings, Parameter(name="*", show=False)]
+"""
+All settings, from wherever they come.
+
+They are flags of every command that takes them, but its help does not list all eighty:
+`embedfleet config --explain` does.
+"""
+
+WithSources = Annotated[Sources, Parameter(parse=False)]
+"""Where the settings come from; filled in by `worker.cli.root`."""
+
+
+def option(help_: str, **more: Any) -> Parameter:
+    """Return how an option is described."""
+    return Parameter(help=help_, **more)
+
+
+def switch(name: str, help_: str) -> Parameter:
+    """Return how an option is described that is on where it is named."""
+    return Parameter(name=name, help=help_, negative="", show_default=False)
+
+
+Json = Annotated[bool, switch("--json", "Print JSON, and nothing else, on stdout.")]
+Yes = Annotated[bool, switch("--yes", "Do it; without, only say what it would do.")]
+DEFAULTS = Settings()

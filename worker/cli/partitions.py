@@ -1,0 +1,72 @@
+"""The commands `partitions list` and `partitions skip`."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import validators
+
+from worker.cli.output import say, show_json, show_table
+from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option
+from worker.core.model import Partition
+from worker.errors import ConfigError
+
+Name = Annotated[str, option("TOPIC/NUMBER, as in documents/3.")]
+Offset = Annotated[int, option("The offset to go on from.", validator=validators.Number(gte=0))]
+
+
+def list_all(*, json: Json = False, settings: WithSettings = DEFAULTS) -> None:
+    """List the partitions."""
+    from worker.app import partition_jobs
+
+    rows, problem = asyncio.run(partition_jobs.list_partitions(settings))
+    if problem is not None:
+        say(problem)
+    if json:
+        show_json([asdict(one) for one in rows])
+        return
+    head = ("partition", "next_offset", "committed", "epoch", "owner", "claimed_at")
+    lines = [
+        (
+            f"{one.topic}/{one.partition}",
+            one.next_offset,
+            one.committed,
+            one.epoch,
+            one.owner,
+            one.claimed_at.isoformat(timespec="seconds"),
+        )
+        for one in rows
+    ]
+    show_table(head, lines, empty=f"the group {settings.kafka.group!r} has read nothing yet")
+
+
+def skip(
+    partition: Name,
+    /,
+    *,
+    to: Offset,
+    yes: Yes = False,
+    json: Json = False,
+    settings: WithSettings = DEFAULTS,
+) -> int:
+    """Skip what cannot be read."""
+    from worker.app import partition_jobs
+
+    place = parsed(partition)
+    planned = asyncio.run(partition_jobs.skip(settings, place, to, really=yes))
+    if json:
+        show_json({**planned._asdict(), "partition": partition, "done": yes})
+    range_ = f"the offsets {planned.begin} to {planned.end - 1} of {partition}"
+    if not yes:
+        say(f"{range_} would be given up for good; nothing was changed: say --yes")
+        return 1
+    say(f"{range_} are given up; restart a worker that had stopped this partition")
+    return 0
+
+
+def parsed(name: str) -> Partition:
+    """Return the partition that TOPIC/NUMBER names."""
+    topic, slash, number = name.rpartition("/")
+    if not (slash and topic and number.isascii() and number.isdigit()):
+        raise ConfigError(f"{name!r} is no TOPIC/NUMBER, as in documents/3")
+    return Partition(topic, int(number))
