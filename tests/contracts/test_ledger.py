@@ -1,0 +1,129 @@
+"""The contract of the port `Ledger`, on memory and on PostgreSQL."""
+
+from uuid import UUID
+
+import pytest
+
+from schemas.dead_letter import Reason
+from tests.support.store_changes import GROUP, PARTITION, at
+from tests.support.store_letters import letter
+from tests.support.store_worlds import MemoryWorld, PostgresWorld, World
+from worker.core.model import Partition, Position
+from worker.ports import Verdict
+
+APPLIED, FENCED = Verdict.APPLIED, Verdict.FENCED
+
+
+class LedgerContract:
+    """What the ledger promises."""
+
+    async def test_a_letter_is_pending_until_it_is_published(self, world: World) -> None:
+        claim = await world.claim()
+        found = letter(claim, 7, detail="why", tenant="tenant", version=3, origin=at(2))
+        assert await world.ledger.record([found]) == [APPLIED]
+        (row,) = await world.letters()
+        assert row == (
+            *(GROUP, PARTITION, 0, 7, "pending", 1),
+            *("undecodable", "why", "tenant", 3, at(2)),
+        )
+        await world.ledger.mark_published(GROUP, [found.record.position])
+        assert await world.letters() == [row._replace(state="published")]
+
+    async def test_a_stale_claim_records_nothing(self, world: World) -> None:
+        old = await world.claim()
+        claim = await world.claim()
+        stale = [
+            old,
+            claim._replace(claim_id=UUID(int=1 << 100)),
+            claim._replace(history="of another server"),
+            claim._replace(group="nobody's"),
+        ]
+        letters = [letter(other, number) for number, other in enumerate(stale)]
+        assert await world.ledger.record(letters) == [FENCED] * len(stale)
+        assert await world.letters() == []
+
+    async def test_a_fenced_letter_keeps_no_other_from_being_recorded(
+        self, world: World
+    ) -> None:
+        old, other = await world.claim(), await world.claim(Partition("documents", 1))
+        new = await world.claim()
+        letters = [letter(old, 1), letter(other, 2), letter(new, 3)]
+        assert await world.ledger.record(letters) == [FENCED, APPLIED, APPLIED]
+        assert [row.offset for row in await world.letters()] == [3, 2]
+
+    async def test_recording_again_counts_and_keeps_the_state(self, world: World) -> None:
+        claim = await world.claim()
+        await world.ledger.record([letter(claim, 7)])
+        await world.ledger.mark_published(GROUP, [Position(*PARTITION, 7)])
+        claim = await world.claim()
+        again = letter(claim, 7, reason=Reason.OVERSIZE, detail="again")
+        assert await world.ledger.record([again]) == [APPLIED]
+        (row,) = await world.letters()
+        assert (row.state, row.attempts) == ("published", 2)
+        assert (row.reason, row.detail) == ("oversize", "again")
+
+    async def test_two_letters_of_one_record_are_one_row(self, world: World) -> None:
+        claim = await world.claim()
+        letters = [letter(claim, 7, detail="first"), letter(claim, 7, detail="last")]
+        assert await world.ledger.record(letters) == [APPLIED, APPLIED]
+        (row,) = await world.letters()
+        assert row.detail == "last"
+
+    async def test_texts_that_postgresql_refuses_are_recorded_all_the_same(
+        self, world: World
+    ) -> None:
+        claim = await world.claim()
+        found = letter(
+            claim,
+            detail="nul \0, half \ud800, " + "long " * 1_000,
+            tenant="\0",
+            collection="\ud800",
+            document_id="\0",
+            traceparent="\0",
+            version=2**63,
+        )
+        assert await world.ledger.record([found]) == [APPLIED]
+        (row,) = await world.letters()
+        assert row.detail.startswith("nul \ufffd, half ?, long")
+        assert len(row.detail) < 4_000
+        assert (row.tenant, row.version) == ("\ufffd", None)
+
+    async def test_publishing_marks_only_the_rows_that_are_named(self, world: World) -> None:
+        claim, other = await world.claim(), await world.claim(group="other")
+        letters = [letter(claim, 1), letter(claim, 2), letter(other, 1)]
+        await world.ledger.record(letters)
+        positions = [Position(*PARTITION, 1), Position(*PARTITION, 99), Position("x", 0, 2)]
+        await world.ledger.mark_published(GROUP, positions)
+        await world.ledger.mark_published(GROUP, [])
+        states = [(row.group, row.offset, row.state) for row in await world.letters()]
+        assert states == [
+            (GROUP, 1, "published"),
+            (GROUP, 2, "pending"),
+            ("other", 1, "pending"),
+        ]
+
+    async def test_letters_of_a_topic_made_anew_are_rows_of_their_own(
+        self, world: World
+    ) -> None:
+        await world.ledger.record([letter(await world.claim(), 1)])
+        await world.renew_topic(PARTITION, 1)
+        await world.ledger.record([letter(await world.claim(), 1)])
+        await world.ledger.mark_published(GROUP, [Position(*PARTITION, 1)])
+        states = [(row.incarnation, row.state) for row in await world.letters()]
+        assert states == [(0, "pending"), (1, "published")]
+
+    async def test_nothing_to_record_records_nothing(self, world: World) -> None:
+        assert await world.ledger.record([]) == []
+
+
+class TestLedgerInMemory(LedgerContract):
+    @pytest.fixture
+    def world(self, in_memory: MemoryWorld) -> World:
+        return in_memory
+
+
+@pytest.mark.real
+class TestLedgerOnPostgres(LedgerContract):
+    @pytest.fixture
+    def world(self, on_postgres: PostgresWorld) -> World:
+        return on_postgres

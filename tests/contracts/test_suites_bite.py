@@ -1,0 +1,269 @@
+"""The contract suites of the database's ports turn red for adapters that are wrong."""
+
+import asyncio
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from schemas.events import ScopeDeleted
+from tests.contracts.test_catalog import CatalogContract
+from tests.contracts.test_claims import ClaimsContract
+from tests.contracts.test_ledger import LedgerContract
+from tests.contracts.test_store import StoreContract
+from tests.support.store_worlds import MemoryWorld
+from worker.adapters.memory_database import DocumentRow, MemoryDatabase
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.core.model import (
+    Base,
+    ChangeSet,
+    Claim,
+    Collection,
+    DocumentKey,
+    Partition,
+    Position,
+    Progress,
+    Rank,
+)
+from worker.errors import WorkerError
+from worker.ports import DeadLetter, Query, Verdict, Write
+
+SUITES = {
+    "claims": ClaimsContract,
+    "store": StoreContract,
+    "ledger": LedgerContract,
+    "catalog": CatalogContract,
+}
+
+
+class ComparesNumbersOnly(MemoryDatabase):
+    """Protocol, C12."""
+
+    def is_live(self, claim: Claim) -> bool:
+        row = self.state.claims.get((claim.group, claim.partition))
+        return row is not None and row.epoch == claim.epoch and claim.history == self.history
+
+
+class IgnoresHistory(MemoryDatabase):
+    def is_live(self, claim: Claim) -> bool:
+        return super().is_live(claim._replace(history=self.history))
+
+
+class TakesMissingClaimsForGood(MemoryDatabase):
+    def is_live(self, claim: Claim) -> bool:
+        return (claim.group, claim.partition) not in self.state.claims or super().is_live(claim)
+
+
+class ClaimsWithoutLock(MemoryDatabase):
+    async def writers_gone(self, group: str, partition: Partition, *, end: bool) -> None:
+        pass
+
+
+class LowersProgress(MemoryClaims):
+    async def save_progress(self, progress: Mapping[Claim, Progress]) -> dict[Partition, int]:
+        for claim in progress:
+            if self._database.is_live(claim):
+                self._database.state.progress.pop((claim.group, claim.partition), None)
+        return await super().save_progress(progress)
+
+
+class BeginsOnlyUpwards(MemoryClaims):
+    async def begin(self, claim: Claim, start: int) -> None:
+        now = await self.next_offset(claim.group, claim.partition)
+        await super().begin(claim, max(start, now or 0))
+
+
+class KeepsTheEpoch(MemoryClaims):
+    async def claim(self, group: str, partition: Partition, owner: str) -> Claim:
+        old = self._database.state.claims.get((group, partition))
+        claim = await super().claim(group, partition, owner)
+        if old is not None and old.owner == owner:
+            self._database.state.claims[group, partition] = old
+            return claim._replace(epoch=old.epoch, claim_id=old.claim_id)
+        return claim
+
+
+class DoesNotCheckTheBase(MemoryStore):
+    def _applies(self, change: ChangeSet) -> bool:
+        row = self._database.state.documents.get(change.key)
+        return super()._applies(replace(change, base=row.stored if row else None))
+
+
+class ComparesRevisionsOnly(MemoryStore):
+    def _applies(self, change: ChangeSet) -> bool:
+        row = self._database.state.documents.get(change.key)
+        base, stored = change.base, row.stored if row else None
+        if base is not None and stored is not None and base.revision == stored.revision:
+            change = replace(change, base=stored)
+        return super()._applies(change)
+
+
+class DoesNotCheckTheRank(MemoryStore):
+    def _applies(self, change: ChangeSet) -> bool:
+        row = self._database.state.documents.get(change.key)
+        return (change.base is None) == (row is None)
+
+
+class DoesNotCheckTheScope(MemoryStore):
+    def _scope_version(self, key: DocumentKey) -> int | None:
+        return None
+
+
+class ForgetsToRemoveChunks(MemoryStore):
+    def _write(self, write: Write) -> None:
+        super()._write(write._replace(change=replace(write.change, remove=())))
+
+
+class CommitsEachWrite(MemoryStore):
+    async def apply(self, writes: Sequence[Write]) -> list[Verdict]:
+        return [(await super(CommitsEachWrite, self).apply([write]))[0] for write in writes]
+
+
+class FencesTheWholeCall(MemoryStore):
+    async def apply(self, writes: Sequence[Write]) -> list[Verdict]:
+        if not all(self._database.is_live(write.claim) for write in writes):
+            return [Verdict.FENCED] * len(writes)
+        return await super().apply(writes)
+
+
+class SweepsTheBarrierToo(MemoryStore):
+    def _sweep(self, key: DocumentKey, row: DocumentRow) -> None:
+        del self._database.state.documents[key]
+
+
+class SweepsAnybodys(MemoryStore):
+    async def delete_scope(self, claim: Claim, scope: ScopeDeleted, rank: Rank) -> Verdict:
+        for key, row in list(self._database.state.documents.items()):
+            if (row.stored.version or 0) <= scope.version:
+                self._sweep(key, row)
+        return await super().delete_scope(claim, scope, rank)
+
+
+class LosesWhatALateBarrierKeeps(MemoryStore):
+    def _write(self, write: Write) -> None:
+        super()._write(write._replace(change=replace(write.change, keeps_row=False)))
+
+
+class AnswersInTheOrderOfKeys(MemoryStore):
+    async def read(self, queries: Sequence[Query]) -> list[Base]:
+        return await super().read(sorted(queries, key=lambda query: query.key))
+
+
+class RecordsWithoutFence(MemoryLedger):
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
+        live = frozenset(letter.claim for letter in letters)
+        return [self._record(letter, live) for letter in letters]
+
+
+class MakesPendingAgain(MemoryLedger):
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
+        verdicts = await super().record(letters)
+        rows = self._database.state.letters
+        rows.update({place: row._replace(state="pending") for place, row in rows.items()})
+        return verdicts
+
+
+class MarksEveryGroup(MemoryLedger):
+    async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
+        for other, _ in list(self._database.state.claims):
+            await super().mark_published(other, positions)
+
+
+class PublishesAtOnce(MemoryLedger):
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
+        verdicts = await super().record(letters)
+        rows = self._database.state.letters
+        rows.update({place: row._replace(state="published") for place, row in rows.items()})
+        return verdicts
+
+
+class OverwritesACollection(MemoryCatalog):
+    async def create(self, collection: Collection, *, index: bool) -> Collection:
+        self._database.state.collections.pop(collection.name, None)
+        return await super().create(collection, index=index)
+
+
+class ForgetsTheOrderOfNames(MemoryCatalog):
+    async def collections(self) -> list[Collection]:
+        return sorted(await super().collections(), key=lambda found: found.id)
+
+
+class GivesEveryCollectionOneId(MemoryCatalog):
+    async def create(self, collection: Collection, *, index: bool) -> Collection:
+        created = replace(await super().create(collection, index=index), id=1)
+        self._database.state.collections[collection.name] = created
+        return created
+
+
+# Not every exception: a check that cannot run says nothing. AttributeError: no row, where one
+# is expected.
+FAILURES = (
+    AssertionError,
+    AttributeError,
+    WorkerError,
+    TimeoutError,
+    ExceptionGroup,
+    pytest.fail.Exception,
+)
+
+DATABASES = (
+    ComparesNumbersOnly,
+    IgnoresHistory,
+    TakesMissingClaimsForGood,
+)
+PLANTED = [
+    *((suite, "database", bug) for suite in ("claims", "store", "ledger") for bug in DATABASES),
+    ("claims", "database", ClaimsWithoutLock),
+    ("claims", "claims", LowersProgress),
+    ("claims", "claims", BeginsOnlyUpwards),
+    ("claims", "claims", KeepsTheEpoch),
+    ("store", "store", DoesNotCheckTheBase),
+    ("store", "store", ComparesRevisionsOnly),
+    ("store", "store", DoesNotCheckTheRank),
+    ("store", "store", DoesNotCheckTheScope),
+    ("store", "store", ForgetsToRemoveChunks),
+    ("store", "store", CommitsEachWrite),
+    ("store", "store", FencesTheWholeCall),
+    ("store", "store", SweepsTheBarrierToo),
+    ("store", "store", SweepsAnybodys),
+    ("store", "store", LosesWhatALateBarrierKeeps),
+    ("store", "store", AnswersInTheOrderOfKeys),
+    ("ledger", "ledger", RecordsWithoutFence),
+    ("ledger", "ledger", MakesPendingAgain),
+    ("ledger", "ledger", MarksEveryGroup),
+    ("ledger", "ledger", PublishesAtOnce),
+    ("catalog", "catalog", OverwritesACollection),
+    ("catalog", "catalog", ForgetsTheOrderOfNames),
+    ("catalog", "catalog", GivesEveryCollectionOneId),
+]
+
+
+async def red_checks(suite: str, part: str = "", bug: type | None = None) -> list[str]:
+    """Run a suite's checks, each in a fresh memory; return the names of those that fail."""
+    contract, red = SUITES[suite](), []
+    for name, check in inspect.getmembers(contract, inspect.iscoroutinefunction):
+        if list(inspect.signature(check).parameters) != ["world"]:
+            continue
+        world = MemoryWorld(bug() if bug and part == "database" else None)
+        if bug and part != "database":
+            setattr(world, part, bug(world.database))
+        try:
+            async with asyncio.timeout(5):
+                await world.prepare()
+                await check(world)
+        except FAILURES:
+            red.append(name)
+    return red
+
+
+@pytest.mark.parametrize(
+    ("suite", "part", "bug"), PLANTED, ids=[f"{row[0]}-{row[2].__name__}" for row in PLANTED]
+)
+async def test_a_planted_bug_turns_its_suite_red(suite: str, part: str, bug: type) -> None:
+    assert await red_checks(suite, part, bug)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+async def test_the_same_checks_are_green_without_a_bug(suite: str) -> None:
+    assert await red_checks(suite) == []

@@ -1,0 +1,101 @@
+"""
+The port `Ledger` on PostgreSQL: the dead letters, the truth for replay.
+
+A row is written `pending` under the fence before its letter is published, so that a zombie
+publishes nothing; it becomes `published` after the acknowledgement. Recording it again, after
+a crash or a rewind, counts an attempt and changes no state.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from worker.adapters.dead_letter_text import storable
+from worker.adapters.pg_client import Database
+from worker.adapters.pg_statements import live_claims, order_values
+from worker.core.model import Position
+from worker.ports import DeadLetter, Verdict
+
+_RECORD = """
+insert into dead_letter as l (
+    grp, topic, partition, incarnation, "offset", timestamp_ms, reason, stage, detail,
+    tenant, collection, document_id, version,
+    origin_topic, origin_partition, origin_offset, origin_timestamp_ms, origin_incarnation,
+    traceparent, passes
+)
+select * from unnest(
+    $1::text[], $2::text[], $3::int[], $4::int[], $5::bigint[], $6::bigint[], $7::text[],
+    $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bigint[],
+    $14::text[], $15::int[], $16::bigint[], $17::bigint[], $18::int[], $19::text[], $20::int[]
+)
+on conflict (grp, topic, partition, incarnation, "offset") do update set
+    reason = excluded.reason, stage = excluded.stage, detail = excluded.detail,
+    tenant = excluded.tenant, collection = excluded.collection,
+    document_id = excluded.document_id, version = excluded.version,
+    origin_topic = excluded.origin_topic, origin_partition = excluded.origin_partition,
+    origin_offset = excluded.origin_offset,
+    origin_timestamp_ms = excluded.origin_timestamp_ms,
+    origin_incarnation = excluded.origin_incarnation,
+    traceparent = excluded.traceparent, passes = excluded.passes,
+    attempts = l.attempts + 1, last_seen = now()
+"""
+# A position says no incarnation: it is about the topic that the group reads now.
+_MARK_PUBLISHED = """
+update dead_letter l set state = 'published'
+from unnest($2::text[], $3::int[], $4::bigint[]) as p (topic, partition, "offset")
+join partition_claim c on c.grp = $1 and c.topic = p.topic and c.partition = p.partition
+where l.grp = $1 and l.topic = p.topic and l.partition = p.partition
+  and l.incarnation = c.incarnation and l."offset" = p."offset" and l.state = 'pending'
+"""
+
+
+class PostgresLedger:
+    """The dead letters as the database knows them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
+        """Write pending rows under the fence; repeating it changes no state."""
+        claims = {letter.claim for letter in letters}
+        async with self._database.transaction() as connection:
+            live = await live_claims(connection, claims, self._database.history)
+            # One row a record, in the order of all writers.
+            rows = {_place(letter): _row(letter) for letter in letters if letter.claim in live}
+            if rows:
+                in_order = [rows[place] for place in sorted(rows)]
+                await connection.execute(_RECORD, *map(list, zip(*in_order, strict=True)))
+        return [
+            Verdict.APPLIED if letter.claim in live else Verdict.FENCED for letter in letters
+        ]
+
+    async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
+        """Mark rows whose letters the dead-letter topic has acknowledged."""
+        if not positions:
+            return
+        columns = zip(*sorted(positions), strict=True)
+        async with self._database.connection() as connection:
+            await connection.execute(_MARK_PUBLISHED, group, *map(list, columns))
+
+
+def _place(letter: DeadLetter) -> tuple[str, str, int, int, int]:
+    """Return the primary key of a letter's row."""
+    claim, position = letter.claim, letter.record.position
+    return claim.group, *claim.partition, claim.incarnation, position.offset
+
+
+def _row(letter: DeadLetter) -> tuple[Any, ...]:
+    letter = storable(letter)
+    return (
+        *_place(letter),
+        letter.record.timestamp_ms,
+        letter.reason.value,
+        letter.stage,
+        letter.detail,
+        letter.tenant,
+        letter.collection,
+        letter.document_id,
+        letter.version,
+        *order_values(letter.origin),
+        letter.traceparent,
+        letter.passes,
+    )

@@ -1,0 +1,96 @@
+"""
+What pgvector takes: the sizes of its columns, and vectors in its binary format.
+
+Pure; shared by the adapter of PostgreSQL and the one in memory, so that both refuse the same.
+Limits are those of pgvector 0.8 (README, "Vector Types" and "HNSW").
+"""
+
+import math
+import re
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas.dead_letter import Reason
+from worker.core.model import Collection, Vector
+from worker.errors import ConfigError, PermanentError
+
+METRIC_OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
+OPERATOR_CLASSES = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
+
+# Also part of the name of a view, and names end at 63 bytes.
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
+_MAX_DIMENSIONS = 16_000
+_MAX_INDEXED_DIMENSIONS = {"halfvec": 4_000, "vector": 2_000}
+
+
+class _Number(NamedTuple):
+    """How a storage keeps one dimension; from `limit` on it would be infinite."""
+
+    native: str
+    big_endian: str
+    size_bytes: int
+    limit: float
+
+
+_NUMBERS = {
+    # 65,504 is the largest; half a step above it is rounded up.
+    "halfvec": _Number("<f2", ">f2", 2, 65_520),
+    "vector": _Number("<f4", ">f4", 4, math.inf),
+}
+
+
+def check_collection(collection: Collection, *, index: bool) -> None:
+    """
+    Refuse a collection that pgvector cannot hold.
+
+    Raises:
+        ConfigError: in one sentence, which value and why.
+    """
+    if not _NAME.fullmatch(collection.name):
+        raise ConfigError(
+            f"the collection name {collection.name!r} must be 1 to 48 of a-z, 0-9, _ and -, "
+            "and begin with a letter"
+        )
+    if collection.storage not in _NUMBERS:
+        raise ConfigError(f"storage {collection.storage!r} is neither 'halfvec' nor 'vector'")
+    if collection.metric not in METRIC_OPERATORS:
+        raise ConfigError(
+            f"metric {collection.metric!r} is none of {', '.join(METRIC_OPERATORS)}"
+        )
+    limit = _MAX_INDEXED_DIMENSIONS[collection.storage] if index else _MAX_DIMENSIONS
+    if not 1 <= collection.dimensions <= limit:
+        raise ConfigError(
+            f"{collection.dimensions} dimensions do not fit: {collection.storage} takes 1 to "
+            f"{limit} {'with' if index else 'without'} an index"
+        )
+
+
+def wire(vectors: Sequence[Vector], dimensions: int, storage: str) -> list[bytes]:
+    """
+    Return vectors as pgvector's binary format: dimensions, zero, big-endian floats.
+
+    Raises:
+        PermanentError: a vector has other dimensions, or leaves the range of `storage`.
+    """
+    if not vectors:
+        return []
+    if any(len(vector) != 4 * dimensions for vector in vectors):
+        raise PermanentError(
+            Reason.REJECTED_BY_STORE, f"a vector does not have {dimensions} dimensions"
+        )
+    values = np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), dimensions)
+    number = _NUMBERS[storage]
+    # Not a number is in no range.
+    if not (np.abs(values) < number.limit).all():
+        raise PermanentError(
+            Reason.REJECTED_BY_STORE, f"a vector leaves the range of {storage}"
+        )
+    # One pass for the whole call: 10 to 25 times cheaper than a row at a time. Converting first
+    # and turning the bytes while copying takes half the time of doing both at once.
+    rows = np.empty((len(vectors), 4 + number.size_bytes * dimensions), np.uint8)
+    rows[:, :4] = np.frombuffer(struct.pack(">HH", dimensions, 0), np.uint8)
+    rows[:, 4:].view(number.big_endian)[:] = values.astype(number.native)
+    return [row.tobytes() for row in rows]
