@@ -1,0 +1,303 @@
+"""`KafkaSource`: what only a real broker does, with a broker that may be killed and frozen."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CorruptRecordException
+
+from tests.support.kafka import topics
+from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
+from tests.support.kafka_own import frozen, quick_options, run_own_kafka
+from tests.support.kafka_worlds import KafkaWorld
+from worker.adapters import kafka_flow
+from worker.adapters.kafka_source import KafkaSource
+from worker.config import KafkaOptions
+from worker.core.model import Partition
+from worker.errors import BrokerUnavailable, FencedError
+from worker.ports import Source
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def broker():
+    with run_own_kafka() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def world(broker, group):
+    async with topics(broker.bootstrap_servers) as made:
+        topic = await made.create(partitions=2)
+        world = KafkaWorld(quick_options(broker, group), topic)
+        yield world
+        await world.close()
+
+
+def seconds_passed(seconds):
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    return lambda _: loop.time() > end
+
+
+def test_it_is_a_source():
+    source: Source = KafkaSource(KafkaOptions())
+    assert source
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_batches_of_every_codec_are_read(world, codec):
+    producer = AIOKafkaProducer(
+        bootstrap_servers=world.options.bootstrap_servers, compression_type=codec, linger_ms=5
+    )
+    await producer.start()
+    try:
+        sent = [
+            await producer.send(world.topic, b"%d" % index * 50, partition=0)
+            for index in range(100)
+        ]
+        await asyncio.wait(sent)
+    finally:
+        await producer.stop()
+    member = await world.join(begin_at=0)
+    records = await member.take_records(100)
+    assert values_of(records) == [b"%d" % index * 50 for index in range(100)]
+
+
+async def test_polling_nothing_for_long_keeps_the_membership(world):
+    world.options = replace(world.options, max_poll_interval_seconds=0.5)
+    member = await world.join()
+    await member.until(seconds_passed(2))
+    assert [name for name, _, _ in member.events] == ["assigned"]
+    assert await member.source.confirm() == (1, member.partitions)
+
+
+async def test_a_member_without_partitions_keeps_its_membership(world):
+    world.options = replace(world.options, max_poll_interval_seconds=1)
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    members, polling = [], []
+    for _ in range(3):
+        members.append(await world.join())
+        polling.append(loop.create_task(members[-1].until(lambda _: done.is_set())))
+    # Each has been through the round that the third one began.
+    await members[0].until(
+        lambda _: all(
+            one.number >= least for one, least in zip(members, (3, 2, 1), strict=True)
+        )
+    )
+    assert sorted(len(one.partitions) for one in members) == [0, 1, 1]
+    numbers = [one.number for one in members]
+    await members[0].until(seconds_passed(2))
+    done.set()
+    await asyncio.wait(polling)
+    assert [task.exception() for task in polling] == [None] * 3
+    assert [one.number for one in members] == numbers
+
+
+async def test_a_member_whose_poll_loop_is_dead_is_expelled_also_after_errors(world):
+    world.options = replace(world.options, max_poll_interval_seconds=1)
+    dead = await world.join()
+    assert dead.source.begin(1, world.partition(), 100)
+    await dead.take(lambda _: bool(dead.failures))
+    await dead.source.poll([])
+    alive = await world.join()
+    await dead.until(lambda one: one.number == 2)
+    await alive.until(lambda one: len(one.partitions) == 2)
+
+
+async def test_whatever_one_partition_makes_the_library_raise_is_told(world, monkeypatch):
+    await world.append_many(2, number=0)
+    member = await world.join(begin_at=0)
+    consumer = member.source._consumer
+    getmany = consumer.getmany
+    sick = {
+        TopicPartition(world.topic, 1): UnicodeDecodeError("utf-8", b"\xff", 0, 1, "header"),
+    }
+
+    async def failing(*partitions, **how):
+        for partition in partitions:
+            if partition in sick:
+                raise sick[partition]
+        return await getmany(*partitions, **how)
+
+    monkeypatch.setattr(consumer, "getmany", failing)
+    assert values_of(await member.take_records(2)) == [b"0", b"1"]
+    assert member.failures == {world.partition(1): "UnicodeDecodeError"}
+    sick[TopicPartition(world.topic, 0)] = CorruptRecordException("crc")
+    await member.take(lambda _: len(member.failures) == 2)
+    assert member.failures[world.partition(0)] == "corrupt_record"
+
+
+async def test_an_idle_wait_ends_when_a_record_arrives(world, monkeypatch):
+    member = await world.join(begin_at=0)
+    await member.source.poll(sorted(member.partitions))
+    monkeypatch.setattr(kafka_flow, "_ARRIVAL_SECONDS", 600)
+    polling = asyncio.get_running_loop().create_task(member.take_records(1))
+    await world.append(b"value")
+    assert values_of(await polling) == [b"value"]
+
+
+async def test_nothing_is_fetched_before_begin(world):
+    first = await world.join()
+    await first.source.commit({world.partition(0): 0, world.partition(1): 0})
+    await first.source.close()
+    second = await world.join()
+    assert {Partition(*place) for place in second.source._consumer.paused()} == (
+        second.partitions
+    )
+
+
+async def test_a_member_without_a_generation_commits_nothing_into_an_empty_group(world):
+    member = await world.join()
+    await world.expel(member)
+    for _ in range(2):  # Kafka takes the second one: the group is empty, the generation -1
+        with pytest.raises(FencedError):
+            await member.source.commit({world.partition(): 1})
+    assert await member.source.committed(world.partition()) is None
+
+
+async def test_a_source_resumes_by_itself_after_the_broker_was_killed(world, broker):
+    await world.append_many(10)
+    member = await world.join(begin_at=0)
+    got = values_of(await member.take_records(10))
+    broker.kill()
+    restart = asyncio.get_running_loop().run_in_executor(None, broker.start)
+    # Nothing comes out of poll but nothing.
+    while not restart.done():
+        assert await member.source.poll(sorted(member.partitions)) == []
+    await restart
+    await world.append_many(10, start=10)
+    async with asyncio.timeout(30):
+        while len(got) < 20:
+            got += values_of(
+                record
+                for batch in await member.source.poll(sorted(member.partitions))
+                for record in batch.records
+            )
+        while True:
+            try:
+                await member.source.commit({world.partition(): 20})
+                break
+            except BrokerUnavailable:
+                continue
+    assert got == [b"%d" % index for index in range(20)]
+    assert await member.source.committed(world.partition()) == 20
+    assert [name for name, _, _ in member.events] == ["assigned"]
+
+
+async def test_closing_with_the_broker_frozen_takes_seconds_and_leaves_no_task(world, broker):
+    await world.append_many(10)
+    before = asyncio.all_tasks()
+    source = KafkaSource(world.options)
+    member = Member(source, begin_at=0)
+    await source.open(member)
+    await member.take(bool)
+    loop = asyncio.get_running_loop()
+    with frozen(broker):
+        began = loop.time()
+        await source.close()
+        took = loop.time() - began
+        left = asyncio.all_tasks() - before
+    assert took < 4
+    assert left == set()
+
+
+async def test_closing_leaves_no_task_and_takes_no_time_where_the_broker_answers(world):
+    before = asyncio.all_tasks()
+    source = KafkaSource(world.options)
+    await source.open(Member(source, begin_at=0))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await source.close()
+    assert loop.time() - began < 3  # else the connections were cut
+    assert asyncio.all_tasks() - before == set()
+
+
+async def test_opening_where_nobody_listens_fails_at_once_and_leaves_no_task(broker):
+    before = asyncio.all_tasks()
+    source = KafkaSource(KafkaOptions(bootstrap_servers="127.0.0.1:1"))
+    with pytest.raises(BrokerUnavailable, match="bootstrap"):
+        await source.open(Member(source))
+    assert asyncio.all_tasks() - before == set()
+    await source.close()
+
+
+async def test_opening_may_be_given_up_while_others_drain(world):
+    before = asyncio.all_tasks()
+    still = asyncio.Event()
+    first = await world.join(drain=still.wait)
+    source = KafkaSource(world.options)
+    joining = asyncio.get_running_loop().create_task(source.open(Member(source)))
+    await first.until(lambda one: one.events[-1][0] == "revoked")
+    joining.cancel()
+    await asyncio.wait({joining})
+    assert joining.cancelled()
+    still.set()
+    await first.until(lambda one: one.events[-1][0] == "assigned")
+    await first.source.close()
+    assert asyncio.all_tasks() - before == set()
+
+
+async def test_a_commit_that_was_given_up_is_not_overtaken_by_the_next(
+    world, broker, monkeypatch
+):
+    member = await world.join()
+    await member.source.commit({world.partition(): 1})
+    sent = []
+    commit = member.source._consumer.commit
+
+    async def counted(offsets):
+        sent.extend(offsets.values())
+        await commit(offsets)
+
+    monkeypatch.setattr(member.source._consumer, "commit", counted)
+    monkeypatch.setattr(member.source, "_limit_seconds", 0.3)
+    with frozen(broker):
+        for offset in (2, 3):
+            with pytest.raises(BrokerUnavailable):
+                await member.source.commit({world.partition(): offset})
+    monkeypatch.setattr(member.source, "_limit_seconds", 10)
+    await member.source.commit({world.partition(): 4})
+    assert await member.source.committed(world.partition()) == 4
+    assert sent == [2, 4]
+
+
+@pytest.mark.parametrize("call", ["commit", "committed", "bounds", "landmark", "confirm"])
+async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypatch, call):
+    await world.append_many(1)
+    member = await world.join()
+    monkeypatch.setattr(member.source, "_limit_seconds", 0.3)
+    partition = world.partition()
+    arguments = {"commit": ({partition: 1},), "landmark": (partition, 0), "confirm": ()}
+    with frozen(broker):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            with pytest.raises(BrokerUnavailable):
+                await getattr(member.source, call)(*arguments.get(call, (partition,)))
+
+
+async def test_landmarks_asked_for_at_once_share_one_connection(world, monkeypatch):
+    await world.append_many(3, number=0)
+    await world.append_many(3, number=1)
+    member = await world.join()
+    reader = member.source._reader
+    starts = []
+    start = reader._start
+
+    async def counted():
+        starts.append(1)
+        return await start()
+
+    monkeypatch.setattr(reader, "_start", counted)
+    loop = asyncio.get_running_loop()
+    tasks = [
+        loop.create_task(member.source.landmark(world.partition(number), offset))
+        for number in range(2)
+        for offset in range(3)
+    ]
+    await asyncio.wait(tasks)
+    assert [task.result().offset for task in tasks] == [0, 1, 2, 0, 1, 2]
+    assert len(starts) == 1
+    assert reader._consumer is None

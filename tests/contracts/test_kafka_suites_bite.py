@@ -1,0 +1,152 @@
+"""The suites of the Kafka ports are red for every planted bug, so green means something."""
+
+import inspect
+
+import pytest
+
+from tests.contracts.test_dead_letters import DeadLettersContract
+from tests.contracts.test_source import SourceContract
+from tests.support.kafka_worlds import MemoryWorld
+from tests.support.virtual_time import run
+from worker.adapters.memory_kafka import MemoryDeadLetters, MemorySource
+
+
+class ForgetsMarkers(MemorySource):
+    """The end of a log in markers is never reported."""
+
+    def _read(self, partition):
+        batch = super()._read(partition)
+        return batch if batch is None or batch.records else None
+
+
+class StarvesShallowPartitions(MemorySource):
+    def _take(self, wanted):
+        return super()._take(wanted)[:1]
+
+    @property
+    def _turn(self):
+        return 0
+
+    @_turn.setter
+    def _turn(self, turn):
+        pass
+
+
+class AcceptsAnOldAssignment(MemorySource):
+    def begin(self, assignment, partition, offset):
+        return super().begin(self._number, partition, offset)
+
+
+class CommitsWhatIsNotOurs(MemorySource):
+    async def commit(self, offsets):
+        self._broker.commit(self._group_name, offsets)
+
+
+class FlowsBeforeBegin(MemorySource):
+    def _take_over(self, partitions):
+        super()._take_over(partitions)
+        for partition in partitions:
+            self.begin(self._number, partition, 0)
+
+
+class NeverYields(MemorySource):
+    async def poll(self, wanted):
+        return self._take(wanted) or await super().poll(wanted)
+
+
+class DoesNotDrain(MemorySource):
+    async def _give_up(self):
+        self._holds = False
+        self._flowing.clear()
+        self._positions.clear()
+
+
+class StaysInTheGroup(MemorySource):
+    async def close(self):
+        self._flowing.clear()
+
+
+class ConfirmsFromMemory(MemorySource):
+    async def confirm(self):
+        return self._number, self._partitions
+
+
+class DropsHeaders(MemoryDeadLetters):
+    async def publish(self, letter):
+        await super().publish(letter)
+        records = self._broker.log(self._broker.partitions([self._topic])[0]).records
+        object.__setattr__(records[-1], "headers", records[-1].headers[1:])
+
+
+class EmptiesNulls(MemoryDeadLetters):
+    async def publish(self, letter):
+        await super().publish(letter)
+        records = self._broker.log(self._broker.partitions([self._topic])[0]).records
+        object.__setattr__(records[-1], "value", records[-1].value or b"")
+
+
+class AcknowledgesWithoutWriting(MemoryDeadLetters):
+    async def publish(self, letter):
+        if not self.letters:
+            await super().publish(letter)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ForgetsMarkers,
+        StarvesShallowPartitions,
+        AcceptsAnOldAssignment,
+        CommitsWhatIsNotOurs,
+        FlowsBeforeBegin,
+        NeverYields,
+        DoesNotDrain,
+        StaysInTheGroup,
+        ConfirmsFromMemory,
+    ],
+)
+def test_the_source_suite_sees(bug):
+    async def make_world(partitions=1):
+        world = MemoryWorld(partitions)
+        world.source_class = bug
+        return world
+
+    assert _turns_red(SourceContract(), lambda: {"make_world": make_world})
+
+
+@pytest.mark.parametrize("bug", [DropsHeaders, EmptiesNulls, AcknowledgesWithoutWriting])
+def test_the_dead_letter_suite_sees(bug):
+    def arguments():
+        world = MemoryWorld()
+        world.letters_class = bug
+        return {"world": world}
+
+    assert _turns_red(DeadLettersContract(), arguments)
+
+
+def _turns_red(suite, arguments):
+    # In virtual time: what a bug makes wait for ever costs nothing.
+    for _, test in inspect.getmembers(suite, inspect.iscoroutinefunction):
+        for case in _cases(test):
+            try:
+                run(test(**arguments(), **case))
+            except (AssertionError, TimeoutError, pytest.fail.Exception):
+                return True
+    return False
+
+
+def _cases(test):
+    for mark in getattr(test, "pytestmark", []):
+        names, cases = mark.args
+        if isinstance(names, str):
+            return [{names: case} for case in cases]
+        return [dict(zip(names, case, strict=True)) for case in cases]
+    return [{}]
+
+
+def test_without_a_bug_the_suites_are_green():
+    async def make_world(partitions=1):
+        return MemoryWorld(partitions)
+
+    assert not _turns_red(SourceContract(), lambda: {"make_world": make_world})
+    assert not _turns_red(DeadLettersContract(), lambda: {"world": MemoryWorld()})

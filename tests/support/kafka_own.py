@@ -1,0 +1,49 @@
+"""A broker of a test module's own, to be frozen, killed and talked to in secret."""
+
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.servers import open_folder
+from worker.config import KafkaOptions
+from worker.embedded.kafka import EmbeddedKafka
+
+
+@contextmanager
+def run_own_kafka(*, security=False):
+    with open_folder() as folder, EmbeddedKafka(folder / "kafka", security=security) as broker:
+        yield broker
+
+
+@contextmanager
+def frozen(broker):
+    """Let the broker neither answer nor end a connection."""
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        while not _all_threads_stopped(broker.pid):
+            os.sched_yield()
+        yield
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+
+
+def _all_threads_stopped(pid):
+    # The state is the first word behind the name, which is in parentheses.
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    states = [(thread / "stat").read_text().rpartition(") ")[2][0] for thread in threads]
+    return set(states) == {"T"}
+
+
+def quick_options(broker, group: str, **changes) -> KafkaOptions:
+    """Options with the shortest timers that the configuration lets through."""
+    timers = {
+        "heartbeat_seconds": 0.3,
+        "drain_seconds": 0.1,
+        "rebalance_seconds": 5.2,
+        "request_seconds": 5.5,
+        "session_seconds": 30,
+    }
+    return KafkaOptions(
+        bootstrap_servers=broker.bootstrap_servers, group=group, **(timers | changes)
+    )

@@ -1,0 +1,81 @@
+"""
+Reads single records of the log, beside the group.
+
+Owns a second consumer without a group, made when it is needed and closed when nobody waits any
+more: a claim asks about a few partitions at once, and then for hours nobody does.
+"""
+
+import asyncio
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from worker.adapters import kafka_internals
+from worker.adapters.kafka_client import client_arguments, milliseconds, record_of
+from worker.config import KafkaOptions
+from worker.core.lifecycle import landmark
+from worker.core.model import Landmark, Partition
+
+_WAIT_SECONDS = 0.2
+# The broker answers with one whole batch at least, however large; more is not wanted.
+_FETCH_BYTES = 1024
+
+
+class LandmarkReader:
+    """Looks a record up by its offset. The caller bounds the time."""
+
+    def __init__(self, options: KafkaOptions) -> None:
+        self._options = options
+        self._waiting = 0
+        self._turn = asyncio.Lock()
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def read(self, partition: Partition, offset: int) -> Landmark | None:
+        """Return the landmark of the record at this offset below the end; None: it is gone."""
+        self._waiting += 1
+        try:
+            async with self._turn:
+                consumer = self._consumer or await self._start()
+                return await _look_up(consumer, partition, offset)
+        except BaseException:
+            await self._close()
+            raise
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                await self._close()
+
+    async def _start(self) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
+            **client_arguments(self._options),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=_FETCH_BYTES,
+            fetch_max_wait_ms=milliseconds(_WAIT_SECONDS),
+        )
+        self._consumer = consumer
+        await consumer.start()
+        return consumer
+
+    async def _close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await kafka_internals.close(consumer)
+
+
+async def _look_up(
+    consumer: AIOKafkaConsumer, partition: Partition, offset: int
+) -> Landmark | None:
+    place = TopicPartition(*partition)
+    consumer.assign([place])
+    consumer.seek(place, offset)
+    while True:
+        polled = await consumer.getmany(
+            place, timeout_ms=milliseconds(_WAIT_SECONDS), max_records=1
+        )
+        for record in polled.get(place, ()):
+            return landmark(record_of(record)) if record.offset == offset else None
+        # Markers and compacted batches move the position and hand out nothing.
+        if (kafka_internals.position(consumer, place) or 0) > offset:
+            return None
