@@ -84,6 +84,7 @@ class PartitionLife:
 
     def start(self, claim: Claim, offset: int) -> None:
         """Begin to run under a fresh claim, with an empty tracker."""
+        assert self.phase is not Phase.ENDED, "an ended assignment never comes back"
         self.claim = claim
         self._tracker = OffsetTracker(offset)
         self._landmark = claim.landmark

@@ -116,6 +116,8 @@ class Partitions:
         claim = await self._claims.claim(self._options.group, life.partition, self._owner)
         self._counters.claims += 1
         start = await self._decide(self._source, claim)
+        if life.phase is not Phase.CLAIMING:
+            return  # the group has moved on, and may have given us the partition anew
         if isinstance(start, Halt):
             self._halt(life, start.problem)
             return
