@@ -84,10 +84,14 @@ class Source(Protocol):
 
         With nothing wanted it only keeps the membership alive. Nothing is awaited between
         taking the records from the client and returning them: the caller tracks them at once.
+
+        Raises:
+            BrokerUnavailable: this member will never deliver again; one that is merely away is
+                waited for.
         """
 
     async def committed(self, partition: Partition) -> int | None:
-        """Return the group's committed offset , None where there is none."""
+        """Return the group's committed offset, None where there is none."""
 
     async def bounds(self, partition: Partition) -> tuple[int, int]:
         """Return the first offset that is still there and the end (last stable offset)."""

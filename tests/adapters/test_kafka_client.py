@@ -1,12 +1,11 @@
-"""What Kafka clients are made with: secrets, TLS, and a log that does not flood."""
+"""What Kafka clients are made with: secrets, TLS."""
 
-import logging
 from dataclasses import replace
 
 import pytest
 from aiokafka.conn import AIOKafkaConnection
 
-from worker.adapters.kafka_client import LogLimit, client_arguments
+from worker.adapters.kafka_client import client_arguments
 from worker.config import KafkaOptions
 from worker.errors import ConfigError
 
@@ -87,56 +86,3 @@ async def test_the_librarys_log_in_carries_the_token(tmp_path):
     connection = AIOKafkaConnection("localhost", 1, **arguments)
     payload, _ = await connection.authenticator_oauth().step(None)
     assert b"auth=Bearer the-token\x01" in payload
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def lines():
-    """What the library logs, with a limit of two lines a second."""
-    clock, seen = Clock(), []
-    limit = LogLimit(clock, lines_per_second=2)
-    limit.install()
-    handler = logging.Handler()
-    handler.emit = lambda record: seen.append(record.getMessage())
-    logging.getLogger("aiokafka").addHandler(handler)
-    yield clock, limit, seen
-    logging.getLogger("aiokafka").removeHandler(handler)
-    for name in list(logging.root.manager.loggerDict):
-        logging.getLogger(name).removeFilter(limit)
-
-
-def test_lines_above_the_limit_are_left_out_and_counted(lines):
-    _, limit, seen = lines
-    log = logging.getLogger("aiokafka.consumer.fetcher")
-    for number in range(5):
-        log.error("failed %d", number)
-    log.error("another template")
-    assert seen == ["failed 0", "failed 1", "another template"]
-    assert limit.suppressed == 3
-
-
-def test_after_a_second_lines_pass_again(lines):
-    clock, _, seen = lines
-    log = logging.getLogger("aiokafka")
-    for _ in range(5):
-        log.error("failed")
-    clock.now = 1.0
-    log.error("failed")
-    assert len(seen) == 3
-
-
-def test_installing_a_limit_replaces_the_earlier_one(lines):
-    clock, earlier, seen = lines
-    later = LogLimit(clock, lines_per_second=4)
-    later.install()
-    for _ in range(5):
-        logging.getLogger("aiokafka").error("failed")
-    earlier.install()
-    assert len(seen) == 4
-    assert (earlier.suppressed, later.suppressed) == (0, 1)

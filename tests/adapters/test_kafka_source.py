@@ -9,7 +9,7 @@ from aiokafka.errors import CorruptRecordException
 
 from tests.support.kafka import topics
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
-from tests.support.kafka_own import frozen, quick_options, run_own_kafka
+from tests.support.kafka_own import frozen, quick_options, run_own_kafka, usable
 from tests.support.kafka_worlds import KafkaWorld
 from worker.adapters import kafka_flow
 from worker.adapters.kafka_source import KafkaSource
@@ -29,6 +29,7 @@ def broker():
 
 @pytest.fixture
 async def world(broker, group):
+    await usable(broker)
     async with topics(broker.bootstrap_servers) as made:
         topic = await made.create(partitions=2)
         world = KafkaWorld(quick_options(broker, group), topic)

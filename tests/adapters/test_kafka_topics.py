@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from aiokafka.cluster import ClusterMetadata
 
 from worker.adapters.kafka_topics import TopicReport, Topics
 from worker.errors import BrokerUnavailable, ConfigError
@@ -66,3 +67,10 @@ async def test_more_replicas_than_brokers_are_refused(options):
 async def test_no_broker_is_an_error_of_ours(options):
     with pytest.raises(BrokerUnavailable):
         await Topics(replace(options, bootstrap_servers="127.0.0.1:1")).describe()
+
+
+async def test_a_cluster_without_a_controller_is_an_error_of_ours(options, monkeypatch):
+    never = property(lambda _: None, lambda *_: None)
+    monkeypatch.setattr(ClusterMetadata, "controller", never, raising=False)
+    with pytest.raises(BrokerUnavailable, match="controller"):
+        await Topics(options).create()

@@ -1,10 +1,15 @@
 """A broker of a test module's own, to be frozen, killed and talked to in secret."""
 
+import asyncio
 import os
 import signal
 from contextlib import contextmanager
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from tests.support.kafka_facts import PATIENCE_SECONDS
 from tests.support.servers import open_folder
 from worker.config import KafkaOptions
 from worker.embedded.kafka import EmbeddedKafka
@@ -26,6 +31,26 @@ def frozen(broker):
         yield
     finally:
         os.kill(broker.pid, signal.SIGCONT)
+
+
+async def usable(broker):
+    """Wait until the controller accepts topics again: a freeze beyond its session fences it."""
+    topic = NewTopic("never-made", 1, 1)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await _accepts(broker.bootstrap_servers, topic):
+            pass
+
+
+async def _accepts(bootstrap_servers, topic):
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        await admin.start()
+        answer = await admin.create_topics([topic], validate_only=True)
+    except (KafkaError, AttributeError):  # the library's, where there is no controller
+        return False
+    finally:
+        await admin.close()
+    return all(code == 0 for _, code, _ in answer.topic_errors)
 
 
 def _all_threads_stopped(pid):

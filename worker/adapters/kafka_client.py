@@ -1,14 +1,11 @@
 """
-What every Kafka client of ours is made with: addresses, TLS, SASL, secrets, its log.
+What every Kafka client of ours is made with: addresses, TLS, SASL, secrets.
 
-Secrets come from a variable or a file and are handed to the library only. The library logs the
-same line up to 78 times a second while a broker is away, so its log passes `LogLimit`.
+Secrets come from a variable or a file and are handed to the library only.
 """
 
 import asyncio
-import logging
 import os
-from collections import Counter
 from pathlib import Path
 from ssl import SSLContext, SSLError
 from typing import Any
@@ -20,7 +17,6 @@ from aiokafka.helpers import create_ssl_context
 from worker.config import KafkaOptions
 from worker.core.model import Position, Record
 from worker.errors import ConfigError
-from worker.ports import Clock
 
 # With the default of 0.1 s a client whose broker is away logs 78 lines a second.
 RETRY_BACKOFF_SECONDS = 1.0
@@ -153,45 +149,3 @@ def record_of(polled: ConsumerRecord) -> Record:
         polled.value,
         polled.headers,
     )
-
-
-class LogLimit(logging.Filter):
-    """
-    Lets a few lines a second through per message template; `suppressed` counts the rest.
-
-    A filter sees only what is logged to its own logger, not to those below it: `install` puts
-    it on every logger of the library.
-    """
-
-    def __init__(self, clock: Clock, lines_per_second: int = 5) -> None:
-        super().__init__()
-        self.suppressed = 0
-        self._clock = clock
-        self._lines_per_second = lines_per_second
-        self._since = clock()
-        self._lines: Counter[str] = Counter()
-
-    def install(self) -> None:
-        """Limit all loggers of the library, instead of an earlier limit."""
-        for name in [name for name in logging.root.manager.loggerDict if _is_library(name)]:
-            logger = logging.getLogger(name)
-            for earlier in [known for known in logger.filters if isinstance(known, LogLimit)]:
-                logger.removeFilter(earlier)
-            logger.addFilter(self)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a line may pass."""
-        now = self._clock()
-        if now - self._since >= 1:
-            self._since = now
-            self._lines.clear()
-        template = str(record.msg)
-        self._lines[template] += 1
-        if self._lines[template] <= self._lines_per_second:
-            return True
-        self.suppressed += 1
-        return False
-
-
-def _is_library(logger: str) -> bool:
-    return logger == "aiokafka" or logger.startswith("aiokafka.")

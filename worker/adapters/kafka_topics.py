@@ -16,6 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     LeaderNotAvailableError,
+    NodeNotReadyError,
     NoError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
@@ -131,7 +132,11 @@ async def _create(admin: AIOKafkaAdminClient, wanted: _Wanted) -> TopicReport:
         replica_assignments=None if wanted.replication else {},
         topic_configs=wanted.configuration,
     )
-    answer = await admin.create_topics([topic], timeout_ms=milliseconds(_REQUEST_SECONDS))
+    try:
+        answer = await admin.create_topics([topic], timeout_ms=milliseconds(_REQUEST_SECONDS))
+    except AttributeError as missing:
+        # What the library raises while the cluster has no controller.
+        raise NodeNotReadyError("the cluster has no controller at the moment") from missing
     ((_, code, message),) = answer.topic_errors
     error = for_code(code)
     if error not in (NoError, TopicAlreadyExistsError):

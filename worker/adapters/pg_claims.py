@@ -135,21 +135,25 @@ class PostgresClaims:
         """Lock the claim's row, made where it is missing; end those who block us."""
         # Structured: the group ends with this call. Only a backend that waits shows who
         # blocks it, so somebody else must look meanwhile.
+        locked = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._end_blockers(connection.get_server_pid()))
+                tasks.create_task(self._end_blockers(connection.get_server_pid(), locked))
                 place = (group, *partition)
                 await connection.execute(_ENSURE_CLAIM, *place, uuid4(), owner)
                 await connection.execute(_LOCK_CLAIM, *place)
-                watch.cancel()
+                locked.set()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _end_blockers(self, pid: int) -> None:
-        await asyncio.sleep(_PATIENCE * self._database.options.lock_timeout_seconds)
+    async def _end_blockers(self, pid: int, locked: asyncio.Event) -> None:
         # Ending takes a moment, in which a backend is seen again.
         ended: set[int] = set()
+        pause = _PATIENCE * self._database.options.lock_timeout_seconds
         for _ in range(_LOOKS):
+            if await _within(pause, locked):
+                return
+            pause = _LOOK_SECONDS
             async with self._database.connection() as connection:
                 blockers = await connection.fetch(_END_BLOCKERS, pid)
             new = {row["pid"] for row in blockers} - ended
@@ -157,7 +161,6 @@ class PostgresClaims:
                 ended |= new
                 self.blockers_ended += len(new)
                 logger.warning("ended %d transactions that held up a claim", len(new))
-            await asyncio.sleep(_LOOK_SECONDS)
 
     async def begin(self, claim: Claim, start: int) -> None:
         """
@@ -196,6 +199,15 @@ class PostgresClaims:
         async with self._database.connection() as connection:
             found: int | None = await connection.fetchval(_PROGRESS, group, *partition)
         return found
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait for an event for a while; tell whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 def _landmark(progress: Any) -> Landmark | None:

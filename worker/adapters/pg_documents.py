@@ -80,7 +80,7 @@ with locked as materialized (
     from {_unnest((*_COLUMNS, *_BASE))}
     join document d on d.tenant = c.tenant and d.collection = c.collection and d.id = c.id
     where d.revision = c.base_revision
-      and d.version is not distinct from c.base_version
+      and d.version is not distinct from c.base_version and {_SAME_ORDER}
       and {NEWER} and not {REACHED_BY_SCOPE}
     order by d.tenant, d.collection, d.id
     for no key update of d

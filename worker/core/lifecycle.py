@@ -90,6 +90,10 @@ class PartitionLife:
         self._landmark = claim.landmark
         self.phase = Phase.RUNNING
 
+    def is_claiming(self) -> bool:
+        """Tell whether the assignment still waits for its claim."""
+        return self.phase is Phase.CLAIMING
+
     def owns(self, claim: Claim) -> bool:
         """Tell whether this is the claim the partition works under now."""
         return claim == self.claim and self.phase in (Phase.RUNNING, Phase.DRAINING)

@@ -17,7 +17,6 @@ from schemas.events import Tombstone
 from worker.config import IngestOptions
 from worker.core.lifecycle import Lives, PartitionLife, Phase
 from worker.core.model import Order, Partition, Rank, Record, Rejected, Work
-from worker.errors import TransientError
 from worker.pipeline.dispatch import Dispatch
 from worker.ports import Clock, PolledBatch, Source
 from worker.telemetry import Counters
@@ -53,18 +52,15 @@ class Intake:
 
         Records of partitions whose claim has ended are not tracked: their next owner reads
         them again.
+
+        Raises:
+            BrokerUnavailable: this source will never deliver again; another one may.
         """
         self._moved_at = self._clock()
         while not stop.is_set() and not self._is_stuck(source):
             wanted = self._wanted()
             self.turned_at = self._clock()
-            try:
-                batches = await source.poll(wanted)
-            except TransientError as error:
-                self._counters.poll_errors += 1
-                log.warning("poll failed", action="poll_failed", error=str(error))
-                await asyncio.sleep(0.5)
-                continue
+            batches = await source.poll(wanted)
             if batches or not wanted:
                 self._moved_at = self._clock()
             for batch in batches:

@@ -100,7 +100,7 @@ class Partitions:
 
     async def _load(self, life: PartitionLife) -> None:
         delay_seconds = 0.1
-        while life.phase is Phase.CLAIMING:
+        while life.is_claiming():
             try:
                 await self._claim(life)
             except FencedError:
@@ -116,7 +116,7 @@ class Partitions:
         claim = await self._claims.claim(self._options.group, life.partition, self._owner)
         self._counters.claims += 1
         start = await self._decide(self._source, claim)
-        if life.phase is not Phase.CLAIMING:
+        if not life.is_claiming():
             return  # the group has moved on, and may have given us the partition anew
         if isinstance(start, Halt):
             self._halt(life, start.problem)
@@ -124,7 +124,7 @@ class Partitions:
         if start.alarm:
             log.error(start.alarm, action="start_alarm", partition=_name(life.partition))
         await self._claims.begin(claim, start.offset)
-        if life.phase is not Phase.CLAIMING:
+        if not life.is_claiming():
             return
         life.start(claim, start.offset)
         self._committed.pop(life.partition, None)
@@ -214,7 +214,7 @@ class Partitions:
         assert self._source is not None
         await asyncio.sleep(self._jitter())
         self._source.pause(life.partition)
-        while life.phase is Phase.CLAIMING:
+        while life.is_claiming():
             try:
                 assignment, partitions = await self._source.confirm()
             except TransientError:

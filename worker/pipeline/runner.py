@@ -21,6 +21,7 @@ from worker.ports import Clock, Source
 log = structlog.get_logger(__name__)
 
 _STUCK_LIMIT = 2
+_PAUSE_SECONDS = 1.0
 
 
 class Tasks:
@@ -94,19 +95,28 @@ class Runner:
             self._tasks.cancel()
 
     async def _work(self) -> None:
-        for _ in range(_STUCK_LIMIT):
-            source = await self._join()
-            if source is None:
-                return
+        stuck = 0
+        while (source := await self._join()) is not None:
             try:
-                await self._intake.run(source, self.stop)
+                stuck += await self._poll(source)
                 await self._partitions.revoked()
             finally:
                 self.source = None
                 await source.close()
-            if self.stop.is_set():
-                return
-        raise WorkerError("the consumer delivers nothing although there is lag")
+            if stuck == _STUCK_LIMIT:
+                raise WorkerError("the consumer delivers nothing although there is lag")
+
+    async def _poll(self, source: Source) -> bool:
+        """Poll until the stop, or until the source is of no use; tell whether it was stuck."""
+        try:
+            await self._intake.run(source, self.stop)
+        except BrokerUnavailable as error:
+            log.warning("the consumer ended", action="consumer_ended", error=str(error))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_SECONDS):
+                    await self.stop.wait()
+            return False
+        return not self.stop.is_set()
 
     async def _join(self) -> Source | None:
         """Open a source, patiently; None where the stop came first."""
@@ -122,7 +132,7 @@ class Runner:
                     raise ConfigError(f"Kafka cannot be reached: {error}") from error
                 log.warning("Kafka cannot be reached", action="join_failed", error=str(error))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(1.0):
+                    async with asyncio.timeout(_PAUSE_SECONDS):
                         await self.stop.wait()
             else:
                 self.source = source
