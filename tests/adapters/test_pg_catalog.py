@@ -27,11 +27,10 @@ async def test_creating_what_another_worker_is_creating_waits_for_it(
         " chunking) select 'wiki', model, embedding_space, 3, storage, 'l2', chunking"
         " from collection returning id"
     )
-    async with asyncio.TaskGroup() as tasks:
-        async with world.database.transaction() as connection:
-            identity = await connection.fetchval(insert)
-            creating = tasks.create_task(world.catalog.create(WIKI, index=False))
-            await world.until_waiting(creating)
+    async with asyncio.TaskGroup() as tasks, world.database.transaction() as connection:
+        identity = await connection.fetchval(insert)
+        creating = tasks.create_task(world.catalog.create(WIKI, index=False))
+        await world.until_waiting(creating)
     assert creating.result() == replace(WIKI, id=identity)
 
 

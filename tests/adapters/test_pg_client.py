@@ -240,3 +240,15 @@ async def test_closing_twice_is_no_error(database) -> None:
     found = await Database.open(database)
     await found.close()
     await found.close()
+
+
+async def test_a_role_that_commits_without_waiting_for_the_disk_is_refused(postgres_server):
+    async with database_of_its_own(postgres_server.url) as (url, role):
+        async with superuser(url) as connection:
+            await connection.execute("create extension vector with schema public")
+            await connection.execute(f"alter role {role} set synchronous_commit = off")
+        options = DatabaseOptions(
+            url=as_role(url, f"{role}:first"), schema="public", pool_min=1, pool_max=1
+        )
+        with pytest.raises(ConfigError, match="synchronous_commit"):
+            await Database.open(options)

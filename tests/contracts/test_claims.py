@@ -128,6 +128,9 @@ class ClaimsContract:
         await world.claim()
         await world.renew_topic(PARTITION, 2)
         assert (await world.claim()).incarnation == 2
+        beside = PARTITION._replace(number=PARTITION.number + 7)
+        assert (await world.claim(beside)).incarnation == 2
+        assert (await world.claim(PARTITION._replace(topic="another"))).incarnation == 0
 
     async def test_a_claim_waits_for_the_writers_of_the_old_one(self, world: World) -> None:
         claim = await world.claim()

@@ -68,7 +68,7 @@ class MemoryClaims:
             epoch=old.epoch + 1 if old else 1,
             claim_id=database.fresh_claim_id(),
             owner=owner,
-            incarnation=old.incarnation if old else 0,
+            incarnation=old.incarnation if old else self._incarnation(partition.topic),
         )
         database.state.claims[group, partition] = row
         progress = database.state.progress.get((group, partition))
@@ -84,6 +84,11 @@ class MemoryClaims:
         )
         await database.reach("claim", "committed")
         return claim
+
+    def _incarnation(self, topic: str) -> int:
+        claims = self._database.state.claims
+        known = (row.incarnation for (_, one), row in claims.items() if one.topic == topic)
+        return max(known, default=0)
 
     async def begin(self, claim: Claim, start: int) -> None:
         """Write the start back as `next_offset`, also downwards."""

@@ -31,8 +31,10 @@ _LOOK_SECONDS = 0.05
 _ATTEMPTS = 3
 
 _ENSURE_CLAIM = """
-insert into partition_claim (grp, topic, partition, epoch, claim_id, owner)
-values ($1, $2, $3, 0, $4, $5) on conflict do nothing
+insert into partition_claim (grp, topic, partition, epoch, claim_id, owner, incarnation)
+values ($1, $2, $3, 0, $4, $5, coalesce(
+    (select max(incarnation) from partition_claim where topic = $2), 0
+)) on conflict do nothing
 """
 _LOCK_CLAIM = """
 select from partition_claim where grp = $1 and topic = $2 and partition = $3 for update

@@ -49,6 +49,10 @@ _MAY_READ_CONTROL_FILE = """
 select has_function_privilege('pg_control_system()', 'execute')
    and has_function_privilege('pg_control_checkpoint()', 'execute')
 """
+_FORGETFUL = (
+    "synchronous_commit is off: a crash of PostgreSQL would lose rows whose offsets are "
+    "committed, and its start time would not tell; set it on for this role"
+)
 _VECTOR_SCHEMA = """
 select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace
 where e.extname = 'vector'
@@ -223,7 +227,7 @@ class Database:
 
         Raises:
             StoreUnavailable: nobody answers.
-            ConfigError: refused, or the extension `vector` is missing.
+            ConfigError: refused, forgetful, or the extension `vector` is missing.
         """
         arguments = connect_arguments(options)
         arguments["server_settings"] |= _PLANS
@@ -237,6 +241,9 @@ class Database:
                 init=_set_codecs,
                 reset=_nothing_to_reset,
             )
+            if await pool.fetchval("show synchronous_commit") == "off":
+                await pool.close()
+                raise ConfigError(_FORGETFUL)
             if await pool.fetchval(_MAY_READ_CONTROL_FILE):
                 return cls(pool, options, _HISTORY)
         logger.warning(

@@ -6,6 +6,7 @@ first signal drains; the second ends at once; a timer ends what does not end by 
 """
 
 import asyncio
+import logging
 import os
 import random
 import signal
@@ -62,6 +63,8 @@ def run(settings: Settings) -> int:
         ConfigError: it cannot start like this.
     """
     configure_logging(settings.telemetry)
+    # At debug it logs every record that it sends, and so the text of a dead letter.
+    logging.getLogger("aiokafka.producer").setLevel(logging.INFO)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             return runner.run(_main(settings))
