@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint format schemas lock clean
+.PHONY: help demo test lint coverage format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,10 @@ lint: .venv/installed  ## Format check, ruff, mypy, import contracts.
 format: .venv/installed  ## Format the code and sort its imports.
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+coverage: .venv/installed  ## Run the tests and show which lines they reach.
+	$(PYTHON) -m coverage run -m pytest
+	$(PYTHON) -m coverage report --skip-covered --sort=cover
 
 schemas: .venv/installed  ## Write the generated JSON Schema, AsyncAPI and README tables anew.
 	$(PYTHON) -m tests.support.generate
