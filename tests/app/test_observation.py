@@ -55,16 +55,16 @@ def test_a_provider_that_is_away_is_no_reason_to_restart():
 def test_a_partition_that_has_records_and_takes_none_is_stuck():
     async def story(universe):
         member = universe.start()
-        observation = observe(member)
+        observation = observe(member, progress_seconds=20)
         await universe.broker.stable_at(GROUP, 1)
         await asyncio.sleep(1)
         # The client delivers nothing of it any more, and says nothing either.
         member.worker.runner.source.pause(Partition("documents", 0))
         universe.publish(upsert("a"), partition=0)
         assert observation.live()[0]
-        await asyncio.sleep(30)
+        await asyncio.sleep(15)
         assert observation.live()[0]
-        await asyncio.sleep(31)
+        await asyncio.sleep(10)
         is_live, reasons = observation.live()
         assert (is_live, reasons["stuck"]) == (False, ["documents/0"])
 
