@@ -50,6 +50,7 @@ __all__ = [
     "encode_scope_key",
     "is_traceparent",
     "key_of",
+    "traceparent_of",
 ]
 
 _ENCODER = msgspec.json.Encoder()
@@ -127,7 +128,7 @@ def decode_record(
     return Decoded(
         event,
         nuls,
-        _traceparent(fields),
+        traceparent_of(headers),
         parse_origin(headers) if ORIGIN_TOPIC in fields else None,
     )
 
@@ -144,7 +145,9 @@ def _check_size(
         )
 
 
-def _traceparent(fields: Mapping[str, bytes | None]) -> str | None:
+def traceparent_of(headers: tuple[Header, ...]) -> str | None:
+    """Return the valid `traceparent` of a record, None where there is none."""
+    fields = dict(headers)
     value = fields.get("traceparent") or fields.get(cloud_events.TRACEPARENT)
     return value.decode("ascii") if value and is_traceparent(value) else None
 

@@ -167,3 +167,12 @@ def test_the_cause_is_kept() -> None:
     with pytest.raises(StoreUnavailable) as caught, translated():
         raise cause
     assert caught.value.__cause__ is cause
+
+
+def test_a_connection_that_was_ended_between_two_statements_is_an_outage():
+    """asyncpg 0.32 calls it an internal error; seen when a claim ends a blocked writer."""
+    said = "cannot switch to state 15; another operation (2) is in progress"
+    with pytest.raises(StoreUnavailable), translated():
+        raise asyncpg.InternalClientError(said)
+    with pytest.raises(asyncpg.InternalClientError), translated():
+        raise asyncpg.InternalClientError("no binary format encoder for type vector")

@@ -83,7 +83,7 @@ class Audit:
 
     def is_dead_letter(self, record) -> bool:
         return any(
-            row.state == "published"
+            row.state != "pending"
             for key, row in self.universe.database.state.letters.items()
             if (key.partition, key.offset)
             == ((record.position.topic, record.position.partition), record.position.offset)

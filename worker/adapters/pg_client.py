@@ -59,14 +59,25 @@ where e.extname = 'vector'
 """
 
 
+# What asyncpg 0.32 says where a server's farewell has arrived between two statements and the
+# next one is sent before the connection is seen to be closed.
+_CUT_OFF = "cannot switch to state"
+
+
 class LockNotAvailable(StoreUnavailable):
     """Another transaction holds the lock for longer than `lock_timeout_seconds`."""
+
+
+class MissingTable(StoreUnavailable):
+    """A table is gone: most often a collection was dropped, and perhaps made anew."""
 
 
 def translate(error: Exception) -> WorkerError | None:
     """Return an error of asyncpg, or of the network below it, in our words; None: a defect."""
     if isinstance(error, WorkerError):
         return error
+    if isinstance(error, asyncpg.InternalClientError) and _CUT_OFF in str(error):
+        return StoreUnavailable("PostgreSQL has ended the connection")
     for classes, ours in _WORDS:
         if isinstance(error, classes):
             return ours(error)
@@ -78,6 +89,8 @@ def _by_sqlstate(error: Any) -> WorkerError:
     message = f"{error} ({state or 'no SQLSTATE'})"
     if isinstance(error, asyncpg.LockNotAvailableError):
         return LockNotAvailable(message)
+    if isinstance(error, asyncpg.UndefinedTableError):
+        return MissingTable(message)
     if isinstance(error, asyncpg.InvalidCachedStatementError):
         return StoreUnavailable(message)
     if not state or state[:2] in _TRANSIENT:
@@ -251,6 +264,11 @@ class Database:
             "a restored database is recognised by the server's start alone"
         )
         return cls(pool, options, _HISTORY_FROM_START)
+
+    @property
+    def active_connections(self) -> int:
+        """How many connections are in use."""
+        return int(self._pool.get_size() - self._pool.get_idle_size())
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

@@ -167,7 +167,7 @@ def _ingest(
         prepare,
         embed,
         save,
-        document_timeout_seconds=settings.ingest.document_timeout_seconds,
+        settings.ingest,
         is_ending=lives.is_ending,
         jitter=around.jitter,
     )

@@ -25,12 +25,14 @@ class Observation:
         self._worker = worker
         self._clock = clock
         self._progress_seconds = progress_seconds
-        self._seen: dict[object, tuple[int, float]] = {}
+        self._seen: dict[PartitionLife, tuple[int, float]] = {}
 
     def live(self) -> tuple[bool, Mapping[str, Any]]:
         """Tell whether the worker goes on, and what stands still if it does not."""
         silent_seconds = self._clock() - self._worker.intake.turned_at
-        stuck = [_name(life) for life in self._worker.lives if self._is_stuck(life)]
+        lives = list(self._worker.lives)
+        self._seen = {life: self._look(life) for life in lives}
+        stuck = [_name(life) for life in lives if self._is_stuck(life)]
         is_live = silent_seconds < LOOP_LIMIT_SECONDS and not stuck
         return is_live, {"poll_loop_silent_seconds": round(silent_seconds, 1), "stuck": stuck}
 
@@ -99,16 +101,17 @@ class Observation:
             "problem": life.problem,
         }
 
-    def _is_stuck(self, life: PartitionLife) -> bool:
+    def _look(self, life: PartitionLife) -> tuple[int, float]:
+        """Return a partition's offset, and since when it stands still without a reason."""
         # Records to poll, room for them, nothing in flight, and no offset moves.
         offset, now = life.progress.next_offset, self._clock()
-        before, since = self._seen.get(life.partition, (None, now))
+        before, since = self._seen.get(life, (None, now))
         waits = life.phase is Phase.RUNNING and not life.in_flight and bool(self._lag(life))
         has_room = self._worker.dispatch.room.is_set()
-        if before != offset or not waits or not has_room:
-            since = now
-        self._seen[life.partition] = (offset, since)
-        return now - since > self._progress_seconds
+        return offset, since if before == offset and waits and has_room else now
+
+    def _is_stuck(self, life: PartitionLife) -> bool:
+        return self._clock() - self._seen[life][1] > self._progress_seconds
 
 
 def _name(life: PartitionLife) -> str:

@@ -164,6 +164,13 @@ async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack)
     embedder = HttpEmbedder(settings.embedding, observe=telemetry.provider_request)
     stack.push_async_callback(embedder.close)
     telemetry.observe("provider_tokens_total", lambda: embedder.tokens)
+    telemetry.observe(
+        "active_connections",
+        lambda: {
+            "provider": embedder.active_connections,
+            "database": database.active_connections,
+        },
+    )
     claims = PostgresClaims(database)
     telemetry.observe("blockers_ended", lambda: claims.blockers_ended)
     catalog = PostgresCatalog(database)

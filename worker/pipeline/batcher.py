@@ -6,8 +6,12 @@ when one is free it takes what is waiting, so at low load nothing waits and at h
 batches are full. A batch never mixes groups; groups take turns.
 
 Never fails one caller for another: a work function answers each item on its own, with an
-exception where that is the answer. A caller that leaves takes its waiting item with it; one
-whose item is being worked on leaves at once, or, with `settles`, when the batch has ended.
+exception where that is the answer; with `apart`, a batch that fails as a whole for what may be
+one item's fault is worked on again, each item alone. A caller that leaves takes its waiting
+item with it; one whose item is being worked on leaves at once, or, with `settles`, when the
+batch has ended.
+
+Invariant: what waits is at most twice what somebody waits for, and some.
 """
 
 import asyncio
@@ -15,6 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
+from worker.errors import PermanentError, WorkerError
 from worker.ports import Spawn
 
 In = TypeVar("In")
@@ -23,6 +28,8 @@ Out = TypeVar("Out")
 Work = Callable[[list[In]], Awaitable[Sequence[Out | BaseException]]]
 Take = Callable[[Iterable[In]], int]
 """How many items from the head go into one batch: at least one where there is one."""
+
+_LEFT_BEHIND = 100
 
 
 class Call(Generic[In, Out]):
@@ -49,6 +56,7 @@ class Batcher(Generic[In, Out]):
         take: Take[In],
         group: Callable[[In], Hashable] = lambda _: None,
         settles: bool = False,
+        apart: bool = False,
     ) -> None:
         self._work = work
         self._spawn = spawn
@@ -56,8 +64,10 @@ class Batcher(Generic[In, Out]):
         self._take = take
         self._group = group
         self._settles = settles
+        self._apart = apart
         self._waiting: OrderedDict[Hashable, deque[Call[In, Out]]] = OrderedDict()
         self._pump_is_due = False
+        self._left = 0
         self.working = 0
 
     @property
@@ -82,10 +92,28 @@ class Batcher(Generic[In, Out]):
         try:
             return await call.answer
         except asyncio.CancelledError:
-            call.left = True
+            self.leave(call)
             if self._settles and call.batch is not None:
                 await _until_done(call.batch)
             raise
+
+    def leave(self, call: Call[In, Out]) -> None:
+        """Take note that nobody waits for a call any more; one that waits is dropped."""
+        call.left = True
+        self._left += 1
+        # Not at each: while all slots are busy for long, whoever comes and goes would leave
+        # its items here, and a search for each of them would be quadratic.
+        if self._left > max(_LEFT_BEHIND, self.waiting // 2):
+            self._left = 0
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for group, calls in list(self._waiting.items()):
+            wanted = deque(call for call in calls if not call.left)
+            if wanted:
+                self._waiting[group] = wanted
+            else:
+                del self._waiting[group]
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         # One turn of the loop later: what is submitted in this turn goes together.
@@ -117,18 +145,35 @@ class Batcher(Generic[In, Out]):
     async def _run(self, calls: list[Call[In, Out]]) -> None:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
+        # Whoever left since the batch was made up does not wait for its end.
+        calls = [call for call in calls if not call.left]
         for call in calls:
             call.batch = ended
         try:
-            _answer(calls, await self._work([call.item for call in calls]))
-        except Exception as error:  # noqa: BLE001 - handed to every caller of the batch
-            _answer(calls, [error] * len(calls))
+            await self._answer(calls)
         finally:
             for call in calls:
                 call.answer.cancel()
             ended.set_result(None)
             self.working -= 1
             self._schedule(loop)
+
+    async def _answer(self, calls: list[Call[In, Out]]) -> None:
+        if not calls:
+            return
+        try:
+            _answer(calls, await self._work([call.item for call in calls]))
+        except Exception as error:  # noqa: BLE001 - handed to every caller of the batch
+            if self._apart and len(calls) > 1 and _may_be_of_one(error):
+                for call in calls:
+                    await self._answer([call])
+            else:
+                _answer(calls, [error] * len(calls))
+
+
+def _may_be_of_one(error: Exception) -> bool:
+    """Tell whether an error may be about one item: no outage, nothing of the whole worker."""
+    return isinstance(error, PermanentError) or not isinstance(error, WorkerError)
 
 
 def _answer(calls: list[Call[In, Out]], answers: Sequence[Out | BaseException]) -> None:

@@ -63,7 +63,8 @@ class Dispatch:
 
     def pump(self) -> None:
         """Start what may be started, and say whether there is room for more."""
-        while len(self._tasks) < self._max_in_flight:
+        # Not those that wait for an unknown collection: they would hold up all others.
+        while len(self._tasks) - self._ingest.patient < self._max_in_flight:
             work = self.scheduler.take()
             if work is None:
                 break
@@ -75,14 +76,15 @@ class Dispatch:
 
     def release(self, claim: Claim) -> None:
         """Leave what waits under a claim to the next owner of its partition."""
-        for work in self.scheduler.drop(claim):
-            self._settle.released(work)
+        self._drop(claim)
         self.pump()
 
     async def drain(self, claims: Collection[Claim], deadline_seconds: float) -> None:
         """Let what is in flight under these claims finish, then cancel it. Never raises."""
+        # All before any is started in their place.
         for claim in claims:
-            self.release(claim)
+            self._drop(claim)
+        self.pump()
         tasks = [task for work, task in self._tasks.items() if work.claim in claims]
         if not tasks:
             return
@@ -91,6 +93,10 @@ class Dispatch:
             task.cancel()
         if late:
             await asyncio.wait(late, timeout=_CANCEL_SECONDS)
+
+    def _drop(self, claim: Claim) -> None:
+        for work in self.scheduler.drop(claim):
+            self._settle.released(work)
 
     async def _carry(self, work: Work) -> None:
         finish: Callable[[Work], None] = self.scheduler.done

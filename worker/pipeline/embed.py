@@ -4,12 +4,13 @@ Chunks become vectors, each bought once.
 Owns the purchases that wait or are under way, one per chunk content, and the cache of what
 was paid for and is not stored yet: a retry, a conflict or a rebalance does not buy again.
 Chunks of many documents share a request (packed by count, tokens and bytes); never chunks of
-two models. A purchase that nobody waits for any more is dropped while it waits, and finished
-and kept once it was sent.
+two models, and none waits behind another model's. A purchase that nobody waits for any more is
+dropped while it waits or has failed, and finished and kept once it was sent.
 
 Fails a document only for what is its own: a refused request is sent again document by
-document, and so is one whose attempts are used up while the provider answers others. While
-the provider answers nobody, everything waits.
+document, and so is one whose attempts are used up while the provider answers others. A text
+that was refused together with another document's is asked for again. While the provider
+answers nobody, everything waits.
 """
 
 import asyncio
@@ -85,47 +86,57 @@ class Embed:
         self._budget = retry.RetryBudget()
         self.cache = VectorCache(options.cache_bytes)
         self._buying: dict[VectorKey, Piece] = {}
-        limits = PackLimits(
+        self._spawn = spawn
+        self._concurrency = options.concurrency
+        self._sending = asyncio.Semaphore(options.concurrency)
+        self._limits = PackLimits(
             max_inputs=options.max_inputs,
             max_tokens=options.max_request_tokens,
             max_bytes=options.max_request_bytes,
         )
-        self._batcher = Batcher[Piece, Vector](
-            self._buy,
-            spawn=spawn,
-            slots=options.concurrency,
-            take=lambda pieces: take((piece.weight for piece in pieces), limits),
-            group=lambda piece: (piece.collection.model, piece.collection.dimensions),
-        )
+        # One a model: a request keeps its slot between two attempts, and one model may ask
+        # for a long patience.
+        self._batchers: dict[tuple[str, int], Batcher[Piece, Vector]] = {}
 
     @property
     def requests_in_flight(self) -> int:
         """How many requests are under way, or between two attempts."""
-        return self._batcher.working
+        return sum(batcher.working for batcher in self._batchers.values())
 
-    async def __call__(self, work: Work, change: ChangeSet) -> dict[ChunkId, Vector]:
+    @property
+    def waiting(self) -> int:
+        """How many chunks wait for a request."""
+        return sum(batcher.waiting for batcher in self._batchers.values())
+
+    async def __call__(
+        self, work: Work, change: ChangeSet, bought: Callable[[], None] = lambda: None
+    ) -> dict[ChunkId, Vector]:
         """
         Return a vector for each chunk that the change set inserts.
+
+        Calls `bought` whenever one has come that was waited for.
 
         Raises:
             PermanentError: a chunk of this document cannot be embedded.
         """
         vectors: dict[VectorKey, Vector] = {}
         pieces: dict[VectorKey, Piece] = {}
-        for chunk in change.insert:
-            key = _key(change.collection, chunk.id)
-            if key in vectors or key in pieces:
-                continue
-            known = self.cache.get(key)
-            if known is None:
-                pieces[key] = self._order(key, chunk.content, work, change)
-            else:
-                vectors[key] = known
-        for piece in pieces.values():
-            piece.waiters += 1
         try:
-            for key, piece in pieces.items():
-                vectors[key] = await _answer(piece)
+            for chunk in change.insert:
+                key = _key(change.collection, chunk.id)
+                if key in vectors or key in pieces:
+                    continue
+                known = self.cache.get(key)
+                if known is None:
+                    pieces[key] = self._join(key, chunk.content, work, change)
+                else:
+                    vectors[key] = known
+            for key, joined in list(pieces.items()):
+                piece = joined
+                while (vector := await self._wait(piece, change, bought)) is None:
+                    self._leave(piece)
+                    piece = pieces[key] = self._join(key, piece.text, work, change)
+                vectors[key] = vector
         finally:
             for piece in pieces.values():
                 self._leave(piece)
@@ -136,29 +147,64 @@ class Embed:
         for chunk in change.insert:
             self.cache.discard(_key(change.collection, chunk.id))
 
-    def _order(self, key: VectorKey, text: str, work: Work, change: ChangeSet) -> Piece:
+    def _join(self, key: VectorKey, text: str, work: Work, change: ChangeSet) -> Piece:
+        """Wait for a chunk that is being bought, or order it."""
         piece = self._buying.get(key)
         if piece is None:
             weight = Weight(1, estimate_tokens(text), len(text.encode()))
             piece = Piece(key, text, change.collection, change.key, work.traceparent, weight)
-            piece.call = self._batcher.put(piece)
+            piece.call = self._batcher(change.collection).put(piece)
             piece.call.answer.add_done_callback(_retrieve)
             self._buying[key] = piece
+        piece.waiters += 1
         return piece
+
+    def _batcher(self, collection: Collection) -> Batcher[Piece, Vector]:
+        model = collection.model, collection.dimensions
+        if model not in self._batchers:
+            self._batchers[model] = Batcher[Piece, Vector](
+                self._buy,
+                spawn=self._spawn,
+                slots=self._concurrency,
+                take=lambda pieces: take((piece.weight for piece in pieces), self._limits),
+            )
+        return self._batchers[model]
+
+    async def _wait(
+        self, piece: Piece, change: ChangeSet, bought: Callable[[], None]
+    ) -> Vector | None:
+        """Return a vector, None where it was refused together with another document's."""
+        assert piece.call is not None
+        answer = piece.call.answer
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            return answer.result()
+        try:
+            vector = await asyncio.shield(answer)
+        except PermanentError:
+            if piece.document == change.key:
+                raise
+            return None
+        bought()
+        return vector
 
     def _leave(self, piece: Piece) -> None:
         piece.waiters -= 1
         call = piece.call
         if piece.waiters == 0 and call is not None and call.batch is None:
-            call.left = True
-            self._buying.pop(piece.key, None)
+            self._batcher(piece.collection).leave(call)
+            self._forget([piece])
+
+    def _forget(self, pieces: Sequence[Piece]) -> None:
+        """Let whoever asks for these chunks from now on order them anew."""
+        for piece in pieces:
+            if self._buying.get(piece.key) is piece:
+                del self._buying[piece.key]
 
     async def _buy(self, pieces: list[Piece]) -> list[Vector | BaseException]:
         try:
             answers = await self._request(pieces)
         finally:
-            for piece in pieces:
-                self._buying.pop(piece.key, None)
+            self._forget(pieces)
         for piece, answer in zip(pieces, answers, strict=True):
             if not isinstance(answer, BaseException):
                 self.cache.put(piece.key, answer)
@@ -180,6 +226,9 @@ class Embed:
                     tries = _Tries(self._clock())
                 self._counters.retries += 1
                 await asyncio.sleep(self._wait_seconds(error, again))
+                if not any(piece.waiters for piece in pieces):
+                    self._forget(pieces)
+                    return [error] * len(pieces)
             else:
                 self._answered_at = self._clock()
                 self._budget.deposit()
@@ -198,8 +247,9 @@ class Embed:
             "gen_ai.request.model": request.model,
             "inputs": len(request.texts),
         }
-        with self._tracing.batch_span("embeddings", request.traceparents, attributes):
-            return await self._embedder.embed(request)
+        async with self._sending:
+            with self._tracing.batch_span("embeddings", request.traceparents, attributes):
+                return await self._embedder.embed(request)
 
     async def _apart(
         self, pieces: list[Piece], error: PermanentError
@@ -236,8 +286,3 @@ def _retrieve(answer: asyncio.Future[Vector]) -> None:
     """Look at an answer that nobody may be waiting for any more."""
     if not answer.cancelled():
         answer.exception()
-
-
-async def _answer(piece: Piece) -> Vector:
-    assert piece.call is not None
-    return await asyncio.shield(piece.call.answer)

@@ -2,13 +2,19 @@
 The whole life of a document, from its event to its outcome.
 
 Owns nothing but the order of the stages: prepare, embed, store, and again where the row moved
-meanwhile or PostgreSQL did not answer. Never settles, never commits.
+meanwhile or PostgreSQL did not answer. A pass ends when nothing was bought for it for the
+time that a document may take: it would have to begin again with what the cache has kept.
+Never settles, never commits.
 """
 
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
+from schemas.dead_letter import Reason
 from schemas.events import DocumentUpserted, ScopeDeleted
+from worker.config import IngestOptions
 from worker.core.model import (
     ChangeSet,
     ChunkId,
@@ -22,11 +28,13 @@ from worker.core.model import (
     Vector,
     Work,
 )
-from worker.errors import FencedError, PermanentError, StoreUnavailable
+from worker.errors import FencedError, PermanentError, StoreUnavailable, WorkerError
 from worker.pipeline.embed import Embed
 from worker.pipeline.prepare import Prepare
 from worker.pipeline.store import Save
 from worker.ports import Verdict
+
+log = structlog.get_logger(__name__)
 
 _ALONE_AFTER = 3
 """Rounds against a moving row before a document gets a transaction of its own."""
@@ -40,17 +48,23 @@ class Ingest:
         prepare: Prepare,
         embed: Embed,
         save: Save,
+        options: IngestOptions,
         *,
-        document_timeout_seconds: float,
         is_ending: Callable[[Claim], bool],
         jitter: Callable[[], float],
     ) -> None:
         self._prepare = prepare
         self._embed = embed
         self._save = save
-        self._document_timeout_seconds = document_timeout_seconds
+        self._document_timeout_seconds = options.document_timeout_seconds
+        self._outlives_defects = options.internal_error == "dead_letter"
         self._is_ending = is_ending
         self._jitter = jitter
+
+    @property
+    def patient(self) -> int:
+        """How many works only wait for a collection that is not known yet."""
+        return self._prepare.patient
 
     async def __call__(self, work: Work) -> Outcome | None:
         """
@@ -62,22 +76,30 @@ class Ingest:
         if isinstance(work.event, Rejected):
             return DeadLettered(work.event.reason, work.event.detail, "decode")
         try:
-            async with asyncio.timeout(self._document_timeout_seconds):
-                if isinstance(work.event, ScopeDeleted):
-                    _refuse_fenced(await self._save.scope(work))
-                    return Deleted()
-                return await self._write(work)
+            async with asyncio.timeout(self._document_timeout_seconds) as deadline:
+                return await self._write(work, deadline)
         except TimeoutError:
             work.passes += 1
             return None
         except StoreUnavailable:
+            self._prepare.forget(work)  # its collection may have been made anew
             await asyncio.sleep(0.1 + self._jitter())
             return None
         except PermanentError as error:
             return DeadLettered(error.reason, str(error), "ingest")
+        except WorkerError:
+            raise
+        except Exception as error:
+            if not self._outlives_defects:
+                raise
+            log.exception("internal error", action="internal_error", position=work.position)
+            return DeadLettered(Reason.INTERNAL_ERROR, type(error).__name__, "ingest")
 
-    async def _write(self, work: Work) -> Outcome | None:
+    async def _write(self, work: Work, deadline: asyncio.Timeout) -> Outcome:
         """Decide, buy and compare-and-set, until the row stands still."""
+        if isinstance(work.event, ScopeDeleted):
+            _refuse_fenced(await self._save.scope(work))
+            return Deleted()
         rounds = 0
         while True:
             change = await self._prepare(work)
@@ -85,7 +107,7 @@ class Ingest:
                 return change
             if self._is_ending(work.claim):
                 return Released()
-            vectors = await self._vectors(work, change)
+            vectors = await self._vectors(work, change, deadline)
             verdict = await self._save(work, change, vectors, alone=rounds >= _ALONE_AFTER)
             if verdict is Verdict.APPLIED:
                 self._embed.stored(change)
@@ -93,8 +115,14 @@ class Ingest:
             _refuse_fenced(verdict)
             rounds += 1
 
-    async def _vectors(self, work: Work, change: ChangeSet) -> dict[ChunkId, Vector]:
-        return await self._embed(work, change) if change.insert else {}
+    async def _vectors(
+        self, work: Work, change: ChangeSet, deadline: asyncio.Timeout
+    ) -> dict[ChunkId, Vector]:
+        def bought() -> None:
+            now = asyncio.get_running_loop().time()
+            deadline.reschedule(now + self._document_timeout_seconds)
+
+        return await self._embed(work, change, bought) if change.insert else {}
 
 
 def _outcome(work: Work, change: ChangeSet) -> Outcome:

@@ -12,8 +12,10 @@ import asyncio
 
 import structlog
 
-from schemas.codec import Decoded, Limits, Undecodable, decode_record
-from schemas.events import Tombstone
+from schemas.codec import Limits, Undecodable, decode_record, traceparent_of
+from schemas.dead_letter import Origin, parse_origin
+from schemas.events import Event, Tombstone
+from schemas.keys import InvalidKey, decode_key
 from worker.config import IngestOptions
 from worker.core.lifecycle import Lives, PartitionLife, Phase
 from worker.core.model import Order, Partition, Rank, Record, Rejected, Work
@@ -46,26 +48,33 @@ class Intake:
         self._moved_at = clock()
         self.turned_at = clock()
 
-    async def run(self, source: Source, stop: asyncio.Event) -> None:
+    def turn(self) -> None:
+        """Take note that the poll loop goes on, or waits for a source with good reason."""
+        self.turned_at = self._clock()
+
+    async def run(self, source: Source, stop: asyncio.Event) -> bool:
         """
         Poll until stopped, or until the source delivers nothing although it should.
 
         Records of partitions whose claim has ended are not tracked: their next owner reads
-        them again.
+        them again. Returns whether it was of use: something came, or nothing was to come.
 
         Raises:
             BrokerUnavailable: this source will never deliver again; another one may.
         """
+        has_delivered = False
         self._moved_at = self._clock()
         while not stop.is_set() and not self._is_stuck(source):
             wanted = self._wanted()
-            self.turned_at = self._clock()
+            self.turn()
             batches = await source.poll(wanted)
+            has_delivered = has_delivered or bool(batches)
             if batches or not wanted:
                 self._moved_at = self._clock()
             for batch in batches:
                 self._take(batch)
             self._dispatch.pump()
+        return has_delivered
 
     def _wanted(self) -> list[Partition]:
         if not self._dispatch.room.is_set():
@@ -75,7 +84,9 @@ class Intake:
     def _is_stuck(self, source: Source) -> bool:
         if self._clock() - self._moved_at < self._progress_seconds:
             return False
-        lag = sum(source.lag(life.partition) or 0 for life in self._lives)
+        # Only of what we ask for: a partition that is halted has a lag for good.
+        running = self._lives.in_phase(Phase.RUNNING)
+        lag = sum(source.lag(life.partition) or 0 for life in running)
         if lag == 0:
             self._moved_at = self._clock()
             return False
@@ -95,28 +106,38 @@ class Intake:
         claim = life.claim
         assert claim is not None
         order = Order(*record.position, record.timestamp_ms, claim.incarnation)
+        event: Event | Rejected
         try:
             decoded = decode_record(record.key, record.value, record.headers, self._limits)
         except Undecodable as error:
-            rejected = Rejected(error.reason, error.detail)
-            return Work(rejected, record, claim, Rank(None, order), record.size_bytes)
-        self._counters.nul_replaced += decoded.nul_replaced
-        event = decoded.event
-        version = None if isinstance(event, Tombstone) else event.version
+            event = Rejected(error.reason, error.detail, _tenant(record))
+            traceparent, claimed = traceparent_of(record.headers), parse_origin(record.headers)
+        else:
+            self._counters.nul_replaced += decoded.nul_replaced
+            event, traceparent, claimed = decoded.event, decoded.traceparent, decoded.origin
+        version = None if isinstance(event, Tombstone | Rejected) else event.version
         return Work(
             event=event,
             record=record,
             claim=claim,
             rank=Rank(version, order),
             size_bytes=record.size_bytes,
-            traceparent=decoded.traceparent,
-            claimed_origin=_claimed_origin(decoded, order),
+            traceparent=traceparent,
+            claimed_origin=_credible(claimed, order),
         )
 
 
-def _claimed_origin(decoded: Decoded, own: Order) -> Order | None:
+def _tenant(record: Record) -> str:
+    """Return whose record it is, as far as its key can be read."""
+    try:
+        return decode_key(record.key or b"").tenant
+    except InvalidKey:
+        return ""
+
+
+def _credible(claimed: Origin | None, own: Order) -> Order | None:
     """Return the origin a replay claims, where it can be true: same partition, before it."""
-    if decoded.origin is None:
+    if claimed is None:
         return None
-    origin = Order(*decoded.origin)
+    origin = Order(*claimed)
     return origin if origin[:2] == own[:2] and own.is_after(origin) else None

@@ -60,8 +60,12 @@ class Partitions:
         self._committed: dict[Partition, tuple[int, float]] = {}
 
     def use(self, source: Source) -> None:
-        """Take the source that the next assignments come from."""
+        """Take the source that the next assignments come from; those of the last have ended."""
         self._source = source
+        for life in self._lives:
+            if life.claim is not None:
+                self._dispatch.release(life.claim)
+            self._lives.end(life.partition)
 
     # ---- what the group says ----
 
@@ -99,22 +103,30 @@ class Partitions:
     # ---- claim, then seek ----
 
     async def _load(self, life: PartitionLife) -> None:
+        # A claim once taken is kept while Kafka does not answer. Taken again and again by a
+        # worker that is cut off from Kafka alone, it would fence the next owner for ever.
+        claim: Claim | None = None
         delay_seconds = 0.1
         while life.is_claiming():
             try:
-                await self._claim(life)
+                claim = claim or await self._claim(life.partition)
+                await self._start(life, claim)
             except FencedError:
-                life.phase = Phase.FENCED
+                if life.is_claiming():
+                    life.phase = Phase.FENCED
                 return
             except TransientError as error:
                 log.warning("claim failed", action="claim_failed", error=str(error))
                 await asyncio.sleep(delay_seconds * (0.5 + self._jitter()))
                 delay_seconds = min(2 * delay_seconds, 5.0)
 
-    async def _claim(self, life: PartitionLife) -> None:
-        assert self._source is not None
-        claim = await self._claims.claim(self._options.group, life.partition, self._owner)
+    async def _claim(self, partition: Partition) -> Claim:
+        claim = await self._claims.claim(self._options.group, partition, self._owner)
         self._counters.claims += 1
+        return claim
+
+    async def _start(self, life: PartitionLife, claim: Claim) -> None:
+        assert self._source is not None
         start = await self._decide(self._source, claim)
         if not life.is_claiming():
             return  # the group has moved on, and may have given us the partition anew
@@ -217,7 +229,7 @@ class Partitions:
         while life.is_claiming():
             try:
                 assignment, partitions = await self._source.confirm()
-            except TransientError:
+            except (TransientError, FencedError):
                 await asyncio.sleep(0.5 + self._jitter())
                 continue
             if assignment == life.assignment and life.partition in partitions:

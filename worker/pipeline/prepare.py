@@ -7,9 +7,11 @@ committed rows cover already, or a change set with the base that it was computed
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -36,24 +38,38 @@ Item = tuple[Work, Collection]
 Cut = tuple[bytes, tuple[Chunk, ...] | None]
 
 
+class _Missed(NamedTuple):
+    """Since when a name is known to be unknown, and when it was looked up last."""
+
+    since: float
+    looked_at: float
+
+
 class Collections:
     """
     The collections by name, looked up again for a while where one is unknown.
 
     An unknown name is most often a deploy in the wrong order, so its first record waits for
-    `grace_seconds`; later records of that name wait for what is left of them.
+    `grace_seconds`; later records of that name wait for what is left of them. `patient` is how
+    many records wait so. Of the unknown names only the last ones are remembered.
     """
 
     _LOOK_AGAIN_SECONDS = 1.0
+    _MAX_MISSED = 1000
 
     def __init__(self, catalog: Catalog, *, clock: Clock, grace_seconds: float) -> None:
         self._catalog = catalog
         self._clock = clock
         self._grace_seconds = grace_seconds
         self._known: dict[str, Collection] = {}
-        self._missed_since: dict[str, float] = {}
-        self._looked_at: dict[str, float] = {}
+        self._missed: OrderedDict[str, _Missed] = OrderedDict()
         self._looking = asyncio.Lock()
+        self.patient = 0
+
+    @property
+    def remembered(self) -> int:
+        """How many unknown names are remembered."""
+        return len(self._missed)
 
     async def find(self, name: str) -> Collection:
         """
@@ -62,33 +78,47 @@ class Collections:
         Raises:
             UnknownCollection: there is none, also after the time of grace.
         """
-        while (known := await self._look(name)) is None:
-            waited = self._clock() - self._missed_since[name]
-            if waited >= self._grace_seconds:
-                raise UnknownCollection(name)
-            await asyncio.sleep(min(self._LOOK_AGAIN_SECONDS, self._grace_seconds - waited))
-        return known
+        known = await self._look(name)
+        return await self._wait_for(name) if known is None else known
 
-    def _is_due(self, name: str) -> bool:
-        looked = self._looked_at.get(name)
-        return looked is None or self._clock() - looked >= self._LOOK_AGAIN_SECONDS
+    async def _wait_for(self, name: str) -> Collection:
+        since = self._missed[name].since
+        self.patient += 1
+        try:
+            while (waited := self._clock() - since) < self._grace_seconds:
+                left = self._grace_seconds - waited
+                await asyncio.sleep(min(self._LOOK_AGAIN_SECONDS, left))
+                if (known := await self._look(name)) is not None:
+                    return known
+        finally:
+            self.patient -= 1
+        raise UnknownCollection(name)
 
     async def _look(self, name: str) -> Collection | None:
-        if name in self._known:
-            return self._known[name]
-        async with self._looking:
-            if name not in self._known and self._is_due(name):
-                await self._ask(name)
+        if name not in self._known:
+            async with self._looking:
+                if name not in self._known and self._is_due(name):
+                    await self._ask(name)
         return self._known.get(name)
+
+    def forget(self, name: str) -> None:
+        """Look a name up again, the next time."""
+        self._known.pop(name, None)
+
+    def _is_due(self, name: str) -> bool:
+        missed = self._missed.get(name)
+        return missed is None or self._clock() - missed.looked_at >= self._LOOK_AGAIN_SECONDS
 
     async def _ask(self, name: str) -> None:
         found = await self._catalog.collection(name)
-        self._looked_at[name] = self._clock()
-        if found is None:
-            self._missed_since.setdefault(name, self._clock())
-        else:
+        missed = self._missed.pop(name, None)
+        if found is not None:
             self._known[name] = found
-            self._missed_since.pop(name, None)
+            return
+        now = self._clock()
+        self._missed[name] = _Missed(missed.since if missed else now, now)
+        if len(self._missed) > self._MAX_MISSED:
+            self._missed.popitem(last=False)
 
 
 class Prepare:
@@ -111,7 +141,13 @@ class Prepare:
             spawn=spawn,
             slots=options.prepare_slots,
             take=lambda items: len(list(islice(items, options.prepare_batch_documents))),
+            apart=True,
         )
+
+    @property
+    def patient(self) -> int:
+        """How many works wait for a collection that is not known yet."""
+        return self._collections.patient
 
     async def __call__(self, work: Work) -> Prepared:
         """Return how the work ends already, or what is to be written."""
@@ -119,6 +155,12 @@ class Prepare:
         assert isinstance(event, DocumentUpserted | DocumentDeleted | Tombstone)
         collection = await self._collections.find(event.collection)
         return await self._batcher.submit((work, collection))
+
+    def forget(self, work: Work) -> None:
+        """Look up a work's collection again, the next time."""
+        event = work.event
+        if isinstance(event, DocumentUpserted | DocumentDeleted | Tombstone):
+            self._collections.forget(event.collection)
 
     async def _prepare(self, items: list[Item]) -> list[Prepared | BaseException]:
         bases = await self._store.read([_query(work) for work, _ in items])

@@ -3,7 +3,9 @@ A worker's life: join the group, work until told to stop, drain, leave.
 
 Owns the only TaskGroup; whatever waits in a task of its own was spawned through it. An
 unexpected exception ends the TaskGroup and so the worker: it is stateless, Kafka delivers
-again. A source that is stuck is closed and made anew once, then the worker ends.
+again. A source that is stuck is closed and made anew; if nothing came of it either, the worker
+ends. A broker that nobody has reached yet is waited for as long as a start may take; one that
+is away later, for as long as it is.
 """
 
 import asyncio
@@ -75,6 +77,7 @@ class Runner:
         self._tasks = tasks
         self._clock = clock
         self._startup_timeout_seconds = startup_timeout_seconds
+        self._has_joined = False
         self.source: Source | None = None
         self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.stop = stop
@@ -98,37 +101,43 @@ class Runner:
         stuck = 0
         while (source := await self._join()) is not None:
             try:
-                stuck += await self._poll(source)
+                stuck = await self._poll(source, stuck)
                 await self._partitions.revoked()
             finally:
                 self.source = None
                 await source.close()
-            if stuck == _STUCK_LIMIT:
+            if stuck == _STUCK_LIMIT and not self.stop.is_set():
                 raise WorkerError("the consumer delivers nothing although there is lag")
 
-    async def _poll(self, source: Source) -> bool:
-        """Poll until the stop, or until the source is of no use; tell whether it was stuck."""
+    async def _poll(self, source: Source, stuck: int) -> int:
+        """
+        Poll until the stop, or until the source is of no use.
+
+        Returns how many sources in a row were stuck and, but for the first, of no use at all.
+        """
         try:
-            await self._intake.run(source, self.stop)
+            has_delivered = await self._intake.run(source, self.stop)
         except BrokerUnavailable as error:
             log.warning("the consumer ended", action="consumer_ended", error=str(error))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_SECONDS):
                     await self.stop.wait()
-            return False
-        return not self.stop.is_set()
+            return 0
+        return 1 if has_delivered else stuck + 1
 
     async def _join(self) -> Source | None:
         """Open a source, patiently; None where the stop came first."""
-        deadline = self._clock() + self._startup_timeout_seconds
+        give_up_at = self._clock() + self._startup_timeout_seconds
         while not self.stop.is_set():
+            self._intake.turn()
             source = self._make_source()
             self._partitions.use(source)
             try:
-                await source.open(self._partitions)
+                if not await self._open(source):
+                    break
             except BrokerUnavailable as error:
                 await source.close()
-                if self._clock() >= deadline:
+                if not self._has_joined and self._clock() >= give_up_at:
                     raise ConfigError(f"Kafka cannot be reached: {error}") from error
                 log.warning("Kafka cannot be reached", action="join_failed", error=str(error))
                 with suppress(TimeoutError):
@@ -136,5 +145,27 @@ class Runner:
                         await self.stop.wait()
             else:
                 self.source = source
+                self._has_joined = True
                 return source
         return None
+
+    async def _open(self, source: Source) -> bool:
+        """Join the group, for as long as others drain; False where the stop came first."""
+        limit = asyncio.timeout(None)
+
+        async def end_at_stop() -> None:
+            await self.stop.wait()
+            limit.reschedule(asyncio.get_running_loop().time())
+
+        stopping = self._tasks.spawn(end_at_stop())
+        try:
+            async with limit:
+                await source.open(self._partitions)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            await source.close()
+            return False
+        finally:
+            stopping.cancel()
+        return True

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 
+import structlog
 from msgspec import UNSET
 
 from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tombstone
@@ -29,7 +30,9 @@ from worker.core.model import (
 from worker.errors import FencedError, TransientError
 from worker.pipeline.batcher import Batcher
 from worker.ports import DeadLetter, DeadLetters, Ledger, Spawn, Verdict
-from worker.telemetry import Counters
+from worker.telemetry import Counters, work_fields
+
+log = structlog.get_logger(__name__)
 
 _BATCH_LETTERS = 64
 
@@ -55,7 +58,7 @@ class Settle:
         self._wall_clock = wall_clock
         self._jitter = jitter
         self._records = Batcher[DeadLetter, Verdict](
-            ledger.record, spawn=spawn, slots=1, take=_take
+            ledger.record, spawn=spawn, slots=1, take=_take, apart=True
         )
         self._marks = Batcher[tuple[str, Position], None](
             self._mark, spawn=spawn, slots=1, take=_take, group=lambda item: item[0]
@@ -90,7 +93,16 @@ class Settle:
         if life is None:
             return
         life.end_work(work, outcome)
-        reason = outcome.reason.value if isinstance(outcome, DeadLettered) else ""
+        reason = ""
+        if isinstance(outcome, DeadLettered):
+            reason = outcome.reason.value
+            log.warning(
+                "dead letter",
+                action="dead_lettered",
+                reason=reason,
+                stage=outcome.stage,
+                **work_fields(work.position, work.tenant or None, work.traceparent),
+            )
         self._counters.outcomes[type(outcome).__name__.lower(), reason] += 1
         self._counters.documents_total += 1
         if isinstance(outcome, Stored):
@@ -157,4 +169,4 @@ def _letter(work: Work, outcome: DeadLettered) -> DeadLetter:
 
 def _origin(work: Work) -> Order:
     """Return where the event first stood: chained replays keep the first origin."""
-    return work.rank.order
+    return work.claimed_origin or work.rank.order

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from schemas.events import ScopeDeleted
 from worker.config import IngestOptions
 from worker.core.model import ChangeSet, ChunkId, Vector, Work
-from worker.errors import PermanentError
 from worker.pipeline.batcher import Batcher
 from worker.ports import Clock, Spawn, Store, Verdict, Write
 from worker.telemetry import Counters, Tracing
@@ -52,6 +51,7 @@ class Save:
             take=self._take,
             group=lambda item: item.group,
             settles=True,
+            apart=True,
         )
 
     async def __call__(
@@ -79,15 +79,10 @@ class Save:
         assert isinstance(work.event, ScopeDeleted)
         return await self._store.delete_scope(work.claim, work.event, work.rank)
 
-    async def _apply(self, items: list[_Item]) -> list[Verdict | BaseException]:
-        try:
-            verdicts = await self._write(items)
-        except PermanentError as error:
-            if len(items) == 1:
-                return [error]
-            return [answer for item in items for answer in await self._apply([item])]
+    async def _apply(self, items: list[_Item]) -> list[Verdict]:
+        verdicts = await self._write(items)
         self._count(items, verdicts)
-        return list(verdicts)
+        return verdicts
 
     async def _write(self, items: list[_Item]) -> list[Verdict]:
         began = self._clock()
