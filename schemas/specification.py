@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from . import cloud_events
 from .codec import encode_event, key_of
 from .dead_letter import EXPLANATIONS, PREFIX, DeadLetterEnvelope, Origin
 from .events import (
@@ -68,7 +69,7 @@ _CLOUD_EVENT_HEADERS: Schema = {
     "ce_type": {
         "type": "string",
         "enum": [
-            f"{prefix}{tag}" for prefix in ("embedfleet.document.", "") for tag in EXAMPLES
+            f"{prefix}{tag}" for prefix in (cloud_events.TYPE_PREFIX, "") for tag in EXAMPLES
         ],
         "description": "Replaces the field `type` of the payload.",
     },

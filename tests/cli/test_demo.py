@@ -80,3 +80,11 @@ def test_an_interrupt_ends_everything(folder, stage):
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert gone(folder)
+
+
+def test_a_folder_with_an_earlier_demonstration_is_refused(folder):
+    (folder / "kafka").mkdir()
+    process = start(folder)
+    output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 2, output
+    assert "holds the data of an earlier demonstration" in output

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from schemas.dead_letter import (
     EXPLANATIONS,
+    VALUE_HASH,
     DeadLetterEnvelope,
     NotADeadLetter,
     Origin,
@@ -13,6 +14,9 @@ from schemas.dead_letter import (
     origin_headers,
     parse_dead_letter,
     parse_origin,
+    parse_replays,
+    value_hash,
+    with_replays,
 )
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -32,6 +36,7 @@ envelopes = st.builds(
     incarnation=offsets,
     group=text,
     passes=st.integers(0, 100),
+    replays=st.integers(0, 100),
     first_seen_ms=timestamps,
     origin=st.none() | origins,
 )
@@ -241,9 +246,32 @@ def test_the_header_names_are_a_contract():
         "embedfleet.group": b"fleet",
         "embedfleet.passes": b"0",
         "embedfleet.first-seen": b"2000",
+        "embedfleet.replays": b"0",
         "embedfleet.origin.topic": b"t",
         "embedfleet.origin.partition": b"1",
         "embedfleet.origin.offset": b"2",
         "embedfleet.origin.timestamp": b"3",
         "embedfleet.origin.incarnation": b"4",
     }
+
+
+@given(originals, st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=3))
+def test_a_record_says_how_often_it_was_replayed_last(headers, counts):
+    replayed = headers
+    for count in counts:
+        replayed = with_replays(replayed, count)
+
+    assert replayed[: len(headers)] == headers
+    assert parse_replays(replayed) == counts[-1]
+
+
+@pytest.mark.parametrize("value", [None, b"", b"-1", b"x", b"1" * 10, "\u0661".encode()])
+def test_a_count_of_replays_that_cannot_be_read_is_none(value):
+    assert parse_replays([("embedfleet.replays", value)]) == 0
+
+
+def test_only_what_stands_behind_the_envelope_makes_a_pointer():
+    letter = dead_letter_headers([(VALUE_HASH, b"of the publisher's")], envelope())
+
+    assert value_hash(letter) is None
+    assert value_hash([*letter, (VALUE_HASH, b"abc")]) == "abc"

@@ -52,9 +52,9 @@ def test_the_table_of_settings_has_every_setting_with_a_meaning():
 @pytest.mark.parametrize(
     "row",
     [
-        "| `queue.max_bytes` | `EMBEDFLEET_QUEUE_MAX_BYTES` | `67108864` | ≥ 1024 |",
+        "| `queue.max_bytes` | `EMBEDFLEET_QUEUE_MAX_BYTES` | `67108864` | `>= 1024` |",
         "| `ingest.nul` | `EMBEDFLEET_INGEST_NUL` | `replace` | `replace` or `dead_letter` |",
-        "| `startup_timeout_seconds` | `EMBEDFLEET_STARTUP_TIMEOUT_SECONDS` | `60` | > 0 |",
+        "| `startup_timeout_seconds` | `EMBEDFLEET_STARTUP_TIMEOUT_SECONDS` | `60` | `> 0` |",
         "| `kafka.tls_ca_file` | `EMBEDFLEET_KAFKA_TLS_CA_FILE` | none |  |",
     ],
 )

@@ -8,32 +8,19 @@ README is no error. A new table is one function and one line in `BLOCKS`.
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
-
-from msgspec import Meta
+from typing import Any
 
 from schemas import specification
 from schemas.dead_letter import Reason
-from worker.config import Settings
+from worker.cli.setting_names import Setting, all_settings
+from worker.core.dialects import DIALECTS
+from worker.core.taxonomy import TABLE, FailureClass
 from worker.telemetry.instruments import INSTRUMENTS, Kind
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-ENVIRONMENT_PREFIX = "EMBEDFLEET_"
-
-_BOUNDS = {
-    "gt": "> {}",
-    "ge": "≥ {}",
-    "lt": "< {}",
-    "le": "≤ {}",
-    "min_length": "at least {}",
-    "max_length": "at most {}",
-    "pattern": "`{}`",
-}
 
 
 def reasons() -> str:
@@ -42,10 +29,53 @@ def reasons() -> str:
     return table(("reason", "what happened", "what to do"), rows)
 
 
+def provider_errors() -> str:
+    """Every way in which a provider fails, and what the worker does."""
+    rows = [
+        (
+            _statuses(row.statuses),
+            row.says,
+            DIALECTS[row.dialect].title if row.dialect else "",
+            row.meaning.value,
+        )
+        for row in TABLE
+    ]
+    classes = [(one.value, one.reaction) for one in FailureClass]
+    failures = table(("status", "what the answer says", "only", "class"), rows)
+    return failures + "\n\n" + table(("class", "what the worker does"), classes)
+
+
+def dialects() -> str:
+    """Every dialect, with what is special about its requests."""
+    titles = ("`embedding.dialect`", "API", "inputs", "tokens", "truncation", "note")
+    rows = [
+        (
+            f"`{one.name}`",
+            one.title,
+            f"{one.max_inputs or ''}",
+            f"{one.max_request_tokens or ''}",
+            f"`{one.truncation}` is sent as false" if one.truncation else "",
+            one.note,
+        )
+        for one in DIALECTS.values()
+    ]
+    return table(titles, rows)
+
+
 def configuration() -> str:
     """Every setting of a worker."""
     titles = ("setting", "environment", "default", "bounds", "meaning")
-    return table(titles, list(_settings(Settings, ())))
+    rows = [
+        (
+            f"`{one.name}`",
+            f"`{one.variable}`",
+            _default(one.default),
+            _bounds(one),
+            one.description,
+        )
+        for one in all_settings().values()
+    ]
+    return table(titles, rows)
 
 
 def instruments() -> str:
@@ -96,42 +126,19 @@ def _json(make: Callable[[], Any]) -> Callable[[], str]:
     return lambda: json.dumps(make(), indent=2, ensure_ascii=False) + "\n"
 
 
-def _settings(options: type, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    hints = get_type_hints(options, include_extras=True)
-    for field in fields(options):
-        names = (*path, field.name)
-        if is_dataclass(hints[field.name]):
-            yield from _settings(hints[field.name], names)
-        else:
-            yield _setting(field, hints[field.name], names)
+def _bounds(setting: Setting) -> str:
+    choices = " or ".join(f"`{choice}`" for choice in setting.choices)
+    return choices or (f"`{setting.bounds}`" if setting.bounds else "")
 
 
-def _setting(field: Field[Any], hint: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    meta = next((note for note in notes if isinstance(note, Meta)), Meta())
-    bounds = [*_choices(kind), *_bounds(meta)]
-    return (
-        f"`{'.'.join(names)}`",
-        f"`{ENVIRONMENT_PREFIX}{'_'.join(names).upper()}`",
-        _default(field.default),
-        ", ".join(bounds),
-        meta.description or "",
-    )
-
-
-def _bounds(meta: Meta) -> Iterator[str]:
-    for name, form in _BOUNDS.items():
-        value = getattr(meta, name)
-        if value is not None:
-            yield form.format(value)
-
-
-def _choices(kind: Any) -> Iterator[str]:
-    if get_origin(kind) in (Union, UnionType):
-        for member in get_args(kind):
-            yield from _choices(member)
-    elif get_origin(kind) is Literal:
-        yield " or ".join(f"`{choice}`" for choice in get_args(kind))
+def _statuses(statuses: Collection[int]) -> str:
+    match statuses:
+        case range(start=100, stop=1000):
+            return "any other, none"
+        case range():
+            return f"{statuses.start // 100}xx"
+        case _:
+            return ", ".join(map(str, statuses)) or "none"
 
 
 def _default(value: object) -> str:
@@ -156,6 +163,8 @@ GENERATED: dict[str, Callable[[], str]] = {
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "reasons": reasons,
+    "provider_errors": provider_errors,
+    "dialects": dialects,
     "instruments": instruments,
     "configuration": configuration,
 }

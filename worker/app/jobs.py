@@ -78,6 +78,21 @@ async def search(settings: Settings, query: searching.Query) -> Sequence[searchi
         )
 
 
+async def check_schema(options: DatabaseOptions) -> None:
+    """
+    Refuse a schema that is not up to date.
+
+    Raises:
+        ConfigError: migrations are missing.
+    """
+    missing = [one for one in await Migrations(options).status() if not one.applied]
+    if missing:
+        raise ConfigError(
+            f"the schema {options.schema!r} is not up to date, it lacks {len(missing)} "
+            "migrations: run `embedfleet migrate up`"
+        )
+
+
 @asynccontextmanager
 async def opened(options: DatabaseOptions) -> AsyncIterator[Database]:
     """
@@ -86,10 +101,7 @@ async def opened(options: DatabaseOptions) -> AsyncIterator[Database]:
     Raises:
         ConfigError: migrations are missing.
     """
-    if not all(one.applied for one in await Migrations(options).status()):
-        raise ConfigError(
-            f"the schema {options.schema!r} is not up to date: run `embedfleet migrate up`"
-        )
+    await check_schema(options)
     # A claim looks for who blocks it while it waits: two connections.
     database = await Database.open(replace(options, pool_min=1, pool_max=2))
     try:

@@ -1,7 +1,7 @@
 """One-shot jobs on partitions and topics put together: what is done, what is given up."""
 
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
+from typing import NamedTuple
 
 from worker.adapters.kafka_group import KafkaGroup
 from worker.adapters.kafka_topics import Topics
@@ -14,18 +14,10 @@ from worker.errors import BrokerUnavailable, ConfigError
 from worker.ops import partitions
 
 
-@dataclass(frozen=True)
-class PartitionRow:
-    """A partition as the table and Kafka know it; `committed` None: none, or not reachable."""
+class PartitionRow(NamedTuple):
+    """A partition as table and Kafka know it; `committed` None: none, or not reachable."""
 
-    topic: str
-    partition: int
-    epoch: int
-    owner: str
-    claimed_at: datetime
-    incarnation: int
-    next_offset: int | None
-    updated_at: datetime | None
+    known: PartitionProgress
     committed: int | None
 
 
@@ -38,10 +30,7 @@ async def list_partitions(settings: Settings) -> tuple[list[PartitionRow], str |
     except BrokerUnavailable as error:
         committed, problem = {}, f"Kafka is not reachable: {error}"
     rows = [
-        PartitionRow(
-            **one._asdict(), committed=committed.get(Partition(one.topic, one.partition))
-        )
-        for one in known
+        PartitionRow(one, committed.get(Partition(one.topic, one.partition))) for one in known
     ]
     return rows, problem
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 from worker.cli.masking import shown
 from worker.cli.output import show, show_json, show_table
@@ -73,11 +73,10 @@ def _explained(setting: Setting, value: Any, origin: str) -> Iterator[str]:
 
 
 def _type_name(setting: Setting) -> str:
-    inner = get_args(setting.value_type)[0]
     if setting.is_list:
         return "list"
-    choices = get_args(inner) if get_origin(inner) is not None else ()
-    return " | ".join(map(str, choices)) or inner.__name__
+    name: str = get_args(setting.value_type)[0].__name__
+    return " | ".join(setting.choices) or name
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,6 @@
 """The commands `partitions list` and `partitions skip`."""
 
 import asyncio
-from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import validators
@@ -23,19 +22,19 @@ def list_all(*, json: Json = False, settings: WithSettings = DEFAULTS) -> None:
     if problem is not None:
         say(problem)
     if json:
-        show_json([asdict(one) for one in rows])
+        show_json([{**known._asdict(), "committed": committed} for known, committed in rows])
         return
     head = ("partition", "next_offset", "committed", "epoch", "owner", "claimed_at")
     lines = [
         (
-            f"{one.topic}/{one.partition}",
-            one.next_offset,
-            one.committed,
-            one.epoch,
-            one.owner,
-            one.claimed_at.isoformat(timespec="seconds"),
+            f"{known.topic}/{known.partition}",
+            known.next_offset,
+            committed,
+            known.epoch,
+            known.owner,
+            known.claimed_at.isoformat(timespec="seconds"),
         )
-        for one in rows
+        for known, committed in rows
     ]
     show_table(head, lines, empty=f"the group {settings.kafka.group!r} has read nothing yet")
 

@@ -44,19 +44,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments, secrets)
         sys.stdout.flush()  # here, where a closed pipe is still ours to notice
-    except CycloptsError as error:
-        return _refuse(_sentence(error), secrets)
-    except TransientError as error:
-        return _refuse(f"{error} (`embedfleet doctor` looks closer)", secrets)
-    except WorkerError as error:
-        return _refuse(str(error), secrets)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+    except BaseException as error:  # noqa: BLE001 - what is not a user's mistake is raised again
+        return _code_of(error, secrets)
     return code
+
+
+def _code_of(error: BaseException, secrets: Collection[str]) -> int:
+    """Return the exit code for what ended a command, and say it; a defect is raised again."""
+    match _of_group(error):
+        case CycloptsError() as refused:
+            return _refuse(_sentence(refused), secrets)
+        case TransientError() as away:
+            return _refuse(f"{away} (`embedfleet doctor` looks closer)", secrets)
+        case WorkerError() as refused:
+            return _refuse(str(refused), secrets)
+        case KeyboardInterrupt():
+            return INTERRUPTED
+        case BrokenPipeError():
+            # Python flushes stdout once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
+    raise error
+
+
+def _of_group(error: BaseException) -> BaseException:
+    """Return the first error of a group that holds no defect, any other error as it is."""
+    if isinstance(error, BaseExceptionGroup) and error.split(WorkerError)[1] is not None:
+        return error
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def build() -> App:

@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from msgspec import Meta
 
@@ -63,6 +72,12 @@ class Setting(NamedTuple):
         return get_origin(get_args(self.annotation)[0]) is tuple
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The values it may have, where they are few."""
+        inner = get_args(self.value_type)[0]
+        return get_args(inner) if get_origin(inner) is Literal else ()
+
+    @property
     def description(self) -> str:
         """What it means, in a sentence."""
         return next((one.description for one in self._metas() if one.description), "")
@@ -70,7 +85,14 @@ class Setting(NamedTuple):
     @property
     def bounds(self) -> str:
         """What its value must keep to, for people; empty where anything goes."""
-        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "pattern": "matches"}
+        signs = {
+            "ge": ">=",
+            "gt": ">",
+            "le": "<=",
+            "lt": "<",
+            "min_length": "at least",
+            "pattern": "matches",
+        }
         found = (
             f"{sign} {value}"
             for one in self._metas()

@@ -26,7 +26,7 @@ MAX_INPUTS = 2048
 MAX_TOKENS = 8192
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Model(Protocol):
@@ -129,9 +129,7 @@ class EmbeddingApi:
             self._texts.update(hashlib.sha256(text.encode()).digest() for text in texts)
 
     @web.middleware
-    async def _answer_errors(
-        self, request: web.Request, handler: Handler
-    ) -> web.StreamResponse:
+    async def _answer_errors(self, request: web.Request, handler: Route) -> web.StreamResponse:
         try:
             return await handler(request)
         except ApiError as error:

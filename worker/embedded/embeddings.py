@@ -1,13 +1,10 @@
 """The local embedding provider as a child process, for the demo and the tests."""
 
 import sys
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from worker.embedded.ports import HOST, ReservedPort
-from worker.embedded.processes import EmbeddedServer, GuardedProcess
-
-PROBE_TIMEOUT_SECONDS = 2
+from worker.embedded.processes import EmbeddedServer, GuardedProcess, answers
 
 
 class EmbeddedEmbeddings(EmbeddedServer):
@@ -38,11 +35,4 @@ class EmbeddedEmbeddings(EmbeddedServer):
 
     def _is_ready(self) -> bool:
         assert self._port is not None
-        connection = HTTPConnection(HOST, self._port.number, timeout=PROBE_TIMEOUT_SECONDS)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200  # noqa: PLR2004
-        except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
+        return answers(self._port.number, "/health")

@@ -14,14 +14,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from worker.embedded import guard
+from worker.embedded.ports import HOST
 from worker.errors import ConfigError
 
 PROBE_INTERVAL_SECONDS = 0.02
+PROBE_TIMEOUT_SECONDS = 2
 TAIL_LINES = 20
 
 
@@ -199,6 +203,18 @@ class EmbeddedServer(ABC):
     @abstractmethod
     def _is_ready(self) -> bool:
         """Whether it answers."""
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether an HTTP server on loopback answers 200."""
+    connection = HTTPConnection(HOST, port, timeout=PROBE_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def run(name: str, argv: Sequence[str], *, log: Path, user: str = "") -> None:

@@ -68,7 +68,7 @@ class Source:
     def size_bytes(self) -> int | None:
         """How much there is to read, None where nobody knows."""
         if self.path == STDIN or not Path(self.path).is_file():
-            return None if self.path == STDIN else sum(_sizes(Path(self.path)))
+            return None if self.path == STDIN else sum(map(_size, text_files(Path(self.path))))
         return Path(self.path).stat().st_size
 
 
@@ -199,8 +199,7 @@ def _texts(source: Source) -> Iterator[Read]:
     root = Path(source.path)
     for path in text_files(root):
         name = path.name if path == root else path.relative_to(root).as_posix()
-        content = _document(source, path, name)
-        yield Read(str(path), content, 0 if isinstance(content, Bad) else len(content.text))
+        yield Read(str(path), _document(source, path, name), _size(path))
 
 
 def _document(source: Source, path: Path, name: str) -> DocumentUpserted | Bad:
@@ -235,9 +234,8 @@ def text_files(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _sizes(root: Path) -> Iterator[int]:
-    for path in text_files(root):
-        try:
-            yield path.stat().st_size
-        except OSError:
-            yield 0
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

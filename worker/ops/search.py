@@ -12,6 +12,15 @@ from worker.errors import ConfigError
 from worker.ports import Catalog, Embedder, EmbeddingRequest
 
 
+class Query(NamedTuple):
+    """What is searched, and where."""
+
+    words: str
+    collection: str
+    tenant: str
+    k: int
+
+
 class Found(NamedTuple):
     """One chunk; `score` is higher where it is nearer."""
 
@@ -35,7 +44,7 @@ class Nearest(Protocol):
 
 
 async def search(
-    catalog: Catalog, embedder: Embedder, nearest: Nearest, query: "Query"
+    catalog: Catalog, embedder: Embedder, nearest: Nearest, query: Query
 ) -> list[Found]:
     """
     Return the chunks nearest to the words of a query.
@@ -45,19 +54,12 @@ async def search(
         ProviderUnavailable: the words could not be embedded.
     """
     collection = await named(catalog, query.collection)
-    request = EmbeddingRequest(collection.model, collection.dimensions, [query.words])
+    request = EmbeddingRequest(
+        collection.model, collection.dimensions, [query.words], input_type="query"
+    )
     (vector,) = await embedder.embed(request)
     hits = await nearest.nearest(collection, query.tenant, vector, query.k)
     return [_found(rank, hit, collection.metric) for rank, hit in enumerate(hits, start=1)]
-
-
-class Query(NamedTuple):
-    """What is searched, and where."""
-
-    words: str
-    collection: str
-    tenant: str
-    k: int
 
 
 async def named(catalog: Catalog, name: str) -> Collection:

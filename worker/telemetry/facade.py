@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from worker.errors import ConfigError
 from worker.telemetry.counters import Counters
 from worker.telemetry.metrics import Metrics, Reading
-from worker.telemetry.names import SERVICE_NAME
 from worker.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class Telemetry:
         return cls(counters, metrics, _spans(described) if _is_on("TRACES", environ) else None)
 
     def observe(self, name: str, callback: Callable[[], Reading]) -> None:
-        """Export a gauge: `callback` is asked whenever somebody collects, in any thread."""
+        """Export what `callback` returns: it is asked at every collection, in any thread."""
         self._metrics.observe(name, callback)
 
     def record(self, name: str, value: float, *attributes: str) -> None:
@@ -117,7 +116,7 @@ def _resource(ours: Mapping[str, str]) -> Resource:
     """Describe this worker: the environment's words win over ours, ours over the SDK's."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    described = Resource.create({SERVICE_NAME: "embedfleet", **ours})
+    described = Resource.create({"service.name": "embedfleet", **ours})
     return described.merge(OTELResourceDetector().detect())
 
 

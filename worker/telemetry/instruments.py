@@ -16,7 +16,7 @@ class Kind(Enum):
     """How an instrument is fed."""
 
     COUNTER = "counter"
-    """Read from the attribute of `Counters`."""
+    """Read from the attribute of `Counters`, or by the callback of `Telemetry.observe`."""
     GAUGE = "gauge"
     """Read by the callback that `Telemetry.observe` was given."""
     HISTOGRAM = "histogram"
@@ -134,8 +134,8 @@ INSTRUMENTS: tuple[Instrument, ...] = (
         "blockers_ended", "{session}", "Database sessions ended because they held a claim."
     ),
     _counter("fenced", "{write}", "Writes refused because another worker owns the partition."),
-    _counter("poll_errors", "{error}", "Polls that failed."),
-    _counter("nul_replaced", "{document}", "Texts in which U+0000 was replaced."),
+    _counter("poll_errors", "{error}", "Partitions that could not be polled, each time."),
+    _counter("nul_replaced", "{character}", "U+0000 in texts and metadata, replaced."),
     _counter("vector_cache_hits", "{chunk}", "Vectors found in the cache: not bought again."),
     _counter("vector_cache_misses", "{chunk}", "Vectors looked for there in vain."),
 )

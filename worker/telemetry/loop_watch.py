@@ -23,7 +23,7 @@ class LoopLag:
     """
     The lag of the event loop, a heartbeat, and an alarm when the lag lasts.
 
-    `beats` are called on every wake; `alarm` once per window whose 90th percentile is above
+    `beat` is called on every wake; `alarm` once per window whose 90th percentile is above
     `alarm_seconds`, with that percentile.
     """
 

@@ -57,7 +57,7 @@ class Metrics:
             if instrument.kind is Kind.HISTOGRAM
         }
         for instrument in INSTRUMENTS:
-            if instrument.kind is Kind.COUNTER:
+            if instrument.kind is Kind.COUNTER and hasattr(counters, instrument.name):
                 self.observe(instrument.name, partial(getattr, counters, instrument.name))
 
     def observe(self, name: str, callback: Callable[[], Reading]) -> None:

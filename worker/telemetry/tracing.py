@@ -1,8 +1,8 @@
 """
-Spans: one per batch with links to its records, one per record only where somebody asks.
+Spans: one per batch, with links to the traces of its records.
 
-A record asks by a sampled `traceparent`, or by failing. Without an exporter nothing is
-recorded and nothing is paid. No span carries a text, a key, or an exception's message.
+Without an exporter nothing is recorded and nothing is paid. No span carries a text, a key, or
+an exception's message.
 """
 
 import re
@@ -13,17 +13,13 @@ from opentelemetry import trace
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
-    NonRecordingSpan,
     Span,
     SpanContext,
-    SpanKind,
     Status,
     StatusCode,
     TraceFlags,
     Tracer,
 )
-
-from worker.telemetry.names import ERROR_TYPE
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -89,8 +85,6 @@ class Tracing:
         name: str,
         traceparents: Iterable[str | None] = (),
         attributes: Attributes | None = None,
-        *,
-        kind: SpanKind = SpanKind.INTERNAL,
     ) -> Iterator[Span]:
         """Record what happens to many records at once, with a link to each of their traces."""
         if self._tracer is None:
@@ -98,7 +92,6 @@ class Tracing:
             return
         with self._tracer.start_as_current_span(
             name,
-            kind=kind,
             attributes=attributes,
             links=_links(traceparents),
             record_exception=False,  # its message may quote what must not be exported
@@ -109,41 +102,6 @@ class Tracing:
             except BaseException as error:
                 _fail(span, type(error).__name__)
                 raise
-
-    def record_span(
-        self,
-        name: str,
-        traceparent: str | None,
-        *,
-        started_ns: int,
-        ended_ns: int,
-        failure: str | None = None,
-        attributes: Attributes | None = None,
-    ) -> None:
-        """
-        Record the whole way of one record, if its trace is sampled or it failed.
-
-        `started_ns` and `ended_ns` are nanoseconds since 1970; `failure` is a reason code.
-        """
-        context = span_context_of(traceparent)
-        is_sampled = context is not None and context.trace_flags.sampled
-        if self._tracer is None or not (is_sampled or failure is not None):
-            return
-        parent = trace.set_span_in_context(
-            NonRecordingSpan(context) if context is not None and is_sampled else INVALID_SPAN
-        )
-        span = self._tracer.start_span(
-            name,
-            # A failure of an unsampled trace begins a trace of its own, or it would be dropped.
-            context=parent,
-            kind=SpanKind.CONSUMER,
-            attributes=attributes,
-            links=() if is_sampled else _links([traceparent]),
-            start_time=started_ns,
-        )
-        if failure is not None:
-            _fail(span, failure)
-        span.end(ended_ns)
 
 
 def _links(traceparents: Iterable[str | None]) -> list[Link]:
@@ -158,5 +116,5 @@ def _links(traceparents: Iterable[str | None]) -> list[Link]:
 
 
 def _fail(span: Span, what: str) -> None:
-    span.set_attribute(ERROR_TYPE, what)
+    span.set_attribute("error.type", what)  # OpenTelemetry's convention for it
     span.set_status(Status(StatusCode.ERROR))

@@ -9,15 +9,15 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from threading import Thread
 
 from worker.embedded.embeddings import EmbeddedEmbeddings
 from worker.embedded.kafka import EmbeddedKafka
-from worker.embedded.ports import HOST, ReservedPort
+from worker.embedded.ports import ReservedPort
 from worker.embedded.postgres import EmbeddedPostgres
-from worker.embedded.processes import EmbeddedServer, GuardedProcess
+from worker.embedded.processes import EmbeddedServer, GuardedProcess, answers
+from worker.errors import ConfigError
 
 JOIN_SECONDS = 0.1
 
@@ -58,14 +58,7 @@ class EmbeddedWorker(EmbeddedServer):
 
     def _is_ready(self) -> bool:
         assert self._port is not None
-        connection = HTTPConnection(HOST, self._port.number, timeout=2)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200  # noqa: PLR2004
-        except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
+        return answers(self._port.number, "/readyz")
 
 
 class Servers:
@@ -81,7 +74,18 @@ class Servers:
         self._starting: list[tuple[EmbeddedServer, Thread]] = []
 
     def start(self) -> None:
-        """Start broker, database and provider, side by side."""
+        """
+        Start broker, database and provider, side by side.
+
+        Raises:
+            ConfigError: one cannot be had, or the folder holds an earlier demonstration, whose
+                events the ledger would find too many.
+        """
+        if self.kafka.folder.exists():
+            raise ConfigError(
+                f"{self.folder} holds the data of an earlier demonstration: "
+                "name another folder, or remove it"
+            )
         self._start_all([self.kafka, self.postgres, self.embeddings])
 
     def start_workers(self, count: int, environment: Mapping[str, str]) -> None:
