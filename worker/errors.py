@@ -4,8 +4,11 @@ What can go wrong, as classes by what happens next.
     WorkerError
       TransientError          try again; nobody's fault
         ProviderUnavailable   the embedding provider did not answer, or answered 5xx
-          WrongDimensions     ... or answered vectors of another size
           RateLimited         ... or asked for patience
+          BadOutput           ... or answered 200 and nothing that can be used
+            WrongDimensions   ...... vectors of another size
+          ProviderMisconfigured  ... or refuses the key, the model or the request: of all alike
+          QuotaExhausted      ... or the account has used up what it paid for
         StoreUnavailable      PostgreSQL did not answer, or the outcome is unknown
         BrokerUnavailable     Kafka did not answer
       PermanentError          this record will never pass: dead-letter it, with a reason code
@@ -34,19 +37,12 @@ class TransientError(WorkerError):
 
 
 class ProviderUnavailable(TransientError):
-    """The embedding provider did not answer, or answered that it cannot."""
+    """
+    The embedding provider did not answer, or answered that it cannot.
 
-    def __init__(self, message: str = "", *, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class WrongDimensions(ProviderUnavailable):
-    """The provider answers vectors of other dimensions than the collection has."""
-
-
-class RateLimited(ProviderUnavailable):
-    """The provider asks for patience; `retry_after_seconds` is what it asked for, if it did."""
+    `retry_after_seconds` is for how long it asks to wait, `should_retry` whether it says that
+    another try makes sense; None where it does not say.
+    """
 
     def __init__(
         self,
@@ -54,9 +50,32 @@ class RateLimited(ProviderUnavailable):
         *,
         status: int | None = None,
         retry_after_seconds: float | None = None,
+        should_retry: bool | None = None,
     ) -> None:
-        super().__init__(message, status=status)
+        super().__init__(message)
+        self.status = status
         self.retry_after_seconds = retry_after_seconds
+        self.should_retry = should_retry
+
+
+class RateLimited(ProviderUnavailable):
+    """The provider asks for patience; `retry_after_seconds` is what it asked for, if it did."""
+
+
+class BadOutput(ProviderUnavailable):
+    """The provider answered 200, but not one usable vector for each text."""
+
+
+class WrongDimensions(BadOutput):
+    """The provider answers vectors of other dimensions than the collection has."""
+
+
+class ProviderMisconfigured(ProviderUnavailable):
+    """The provider refuses the key, the model or the request, whatever the text."""
+
+
+class QuotaExhausted(ProviderUnavailable):
+    """The account at the provider has used up what it paid for; no wait will change that."""
 
 
 class StoreUnavailable(TransientError):

@@ -174,6 +174,43 @@ def test_a_document_that_fails_alone_while_others_pass_is_a_dead_letter():
     live(story)
 
 
+def silent_for(universe, text):
+    never = asyncio.get_running_loop().create_future()
+
+    async def script(request):
+        if text in request.texts:
+            await never
+
+    universe.embedder.script = script
+
+
+def test_a_document_that_never_comes_to_an_end_while_others_do_is_a_dead_letter():
+    async def story(universe):
+        silent_for(universe, "bad")
+        universe.start()
+        universe.publish(upsert("bad", 1, "bad"), partition=0)
+        for number in range(100):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=1)
+            await asyncio.sleep(1)
+        await universe.settled()
+        (letter,) = universe.letters.letters
+        assert (letter.document_id, letter.reason) == ("bad", "deadline_exceeded")
+        assert letter.passes == 5
+
+    live(story, settings=with_options(ingest={"document_timeout_seconds": 10}))
+
+
+def test_passes_in_which_nobody_was_answered_cost_nothing():
+    async def story(universe):
+        silent_for(universe, "bad")
+        universe.start()
+        universe.publish(upsert("bad", 1, "bad"), partition=0)
+        await asyncio.sleep(1000)
+        assert universe.letters.letters == []
+
+    live(story, settings=with_options(ingest={"document_timeout_seconds": 10}))
+
+
 def test_a_database_that_is_away_holds_the_work():
     async def story(universe):
         from worker.errors import StoreUnavailable

@@ -96,7 +96,9 @@ def _by_sqlstate(error: Any) -> WorkerError:
     if not state or state[:2] in _TRANSIENT:
         return StoreUnavailable(message)
     if state[:2] in _PERMANENT:
-        return PermanentError(Reason.REJECTED_BY_STORE, message)
+        # Not PostgreSQL's message: it may quote what was to be written.
+        where = f", constraint {error.constraint_name}" if error.constraint_name else ""
+        return PermanentError(Reason.REJECTED_BY_STORE, f"SQLSTATE {state}{where}")
     return ConfigError(message)
 
 

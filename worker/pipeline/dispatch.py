@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 
 from worker.config import QueueOptions
 from worker.core.lifecycle import Lives
-from worker.core.model import Claim, DeadLettered, Outcome, Work
+from worker.core.model import Claim, DeadLettered, Outcome, Released, Work
 from worker.core.scheduler import Scheduler
 from worker.errors import FencedError
 from worker.pipeline.ingest import Ingest
@@ -116,10 +116,11 @@ class Dispatch:
 
     async def _end(self, work: Work, outcome: Outcome | None) -> Callable[[Work], None]:
         """Settle a work and return how the scheduler is told."""
+        if outcome is None and self._lives.is_ending(work.claim):
+            outcome = Released()
         if outcome is None:
-            again = self._lives.under(work.claim) and not self._lives.is_ending(work.claim)
             self._counters.requeues += 1
-            return self.scheduler.retry if again else self.scheduler.done
+            return self.scheduler.retry
         await self._settle(work, outcome)
         dead = isinstance(outcome, DeadLettered) and not self._lives.is_ending(work.claim)
         return self.scheduler.refuse if dead else self.scheduler.done

@@ -24,7 +24,13 @@ from worker.core import retry
 from worker.core.model import ChangeSet, ChunkId, Collection, DocumentKey, Vector, Work
 from worker.core.packing import PackLimits, Weight, estimate_tokens, take
 from worker.core.vector_cache import VectorCache, VectorKey
-from worker.errors import PermanentError, ProviderUnavailable, RateLimited, RejectedInput
+from worker.errors import (
+    BadOutput,
+    PermanentError,
+    ProviderUnavailable,
+    RateLimited,
+    RejectedInput,
+)
 from worker.pipeline.batcher import Batcher, Call
 from worker.ports import Clock, Embedder, EmbeddingRequest, Spawn
 from worker.telemetry import Counters, Tracing
@@ -83,6 +89,7 @@ class Embed:
         self._jitter = jitter
         self._tracing = tracing
         self._answered_at = float("-inf")
+        self.answers = 0
         self._budget = retry.RetryBudget()
         self.cache = VectorCache(options.cache_bytes)
         self._buying: dict[VectorKey, Piece] = {}
@@ -231,6 +238,7 @@ class Embed:
                     return [error] * len(pieces)
             else:
                 self._answered_at = self._clock()
+                self.answers += 1
                 self._budget.deposit()
                 self._counters.chunks_embedded_total += len(pieces)
                 return list(vectors)
@@ -279,7 +287,9 @@ def _request_of(pieces: Sequence[Piece]) -> EmbeddingRequest:
 
 
 def _exhausted(error: ProviderUnavailable) -> PermanentError:
-    return PermanentError(Reason.RETRIES_EXHAUSTED, str(error))
+    is_answer = isinstance(error, BadOutput)
+    reason = Reason.PROVIDER_BAD_OUTPUT if is_answer else Reason.RETRIES_EXHAUSTED
+    return PermanentError(reason, str(error))
 
 
 def _retrieve(answer: asyncio.Future[Vector]) -> None:

@@ -36,6 +36,8 @@ from worker.ports import Verdict
 
 log = structlog.get_logger(__name__)
 
+_MAX_PASSES = 5
+"""Passes in which others were answered before a document is a dead letter."""
 _ALONE_AFTER = 3
 """Rounds against a moving row before a document gets a transaction of its own."""
 
@@ -75,12 +77,12 @@ class Ingest:
         """
         if isinstance(work.event, Rejected):
             return DeadLettered(work.event.reason, work.event.detail, "decode")
+        answers = self._embed.answers
         try:
             async with asyncio.timeout(self._document_timeout_seconds) as deadline:
                 return await self._write(work, deadline)
         except TimeoutError:
-            work.passes += 1
-            return None
+            return self._timed_out(work, answers)
         except StoreUnavailable:
             self._prepare.forget(work)  # its collection may have been made anew
             await asyncio.sleep(0.1 + self._jitter())
@@ -94,6 +96,16 @@ class Ingest:
                 raise
             log.exception("internal error", action="internal_error", position=work.position)
             return DeadLettered(Reason.INTERNAL_ERROR, type(error).__name__, "ingest")
+
+    def _timed_out(self, work: Work, answers: int) -> DeadLettered | None:
+        # While the provider answers nobody, a pass costs the document nothing.
+        if self._embed.answers > answers:
+            work.passes += 1
+        if work.passes < _MAX_PASSES:
+            return None
+        return DeadLettered(
+            Reason.DEADLINE_EXCEEDED, f"{work.passes} passes came to no end", "ingest"
+        )
 
     async def _write(self, work: Work, deadline: asyncio.Timeout) -> Outcome:
         """Decide, buy and compare-and-set, until the row stands still."""
