@@ -189,6 +189,7 @@ def test_a_document_that_never_comes_to_an_end_while_others_do_is_a_dead_letter(
         silent_for(universe, "bad")
         universe.start()
         universe.publish(upsert("bad", 1, "bad"), partition=0)
+        await universe.embedder.in_flight(1)  # alone in its request
         for number in range(100):
             universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=1)
             await asyncio.sleep(1)
