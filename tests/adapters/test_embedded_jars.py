@@ -73,7 +73,7 @@ def test_a_jar_that_cannot_be_fetched_names_what_to_set(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as raised:
         fetched_jars(tmp_path, pinned(), kafka_jars._fetch)
     assert "EMBEDFLEET_KAFKA_JARS" in str(raised.value)
-    assert "KAFKA_BOOTSTRAP_SERVERS" in str(raised.value)
+    assert "embedfleet demo --kafka" in str(raised.value)
 
 
 def test_a_folder_named_by_the_environment_is_used_as_it_is(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 
@@ -52,6 +53,7 @@ class DemoOptions:
     data_dir: Path | None = None
     keep_running: bool = False
     jars: Path | None = None
+    kafka: str | None = None
 
 
 async def demo(options: DemoOptions) -> int:
@@ -59,7 +61,9 @@ async def demo(options: DemoOptions) -> int:
     screen = Screen()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="embedfleet-demo-") as temporary:
-        servers = Servers(options.data_dir or Path(temporary), jars=options.jars)
+        servers = Servers(
+            options.data_dir or Path(temporary), jars=options.jars, kafka=options.kafka
+        )
         try:
             async with _Demo(screen, servers).prepared() as story:
                 code = await story.tell()
@@ -294,8 +298,14 @@ class _Demo:
 
     def _settings(self) -> Settings:
         servers = self._servers
+        name = f"embedfleet-demo-{uuid4().hex[:8]}"  # a broker of others has other topics too
         return Settings(
-            kafka=KafkaOptions(bootstrap_servers=servers.kafka.bootstrap_servers),
+            kafka=KafkaOptions(
+                bootstrap_servers=servers.bootstrap_servers,
+                topics=(name,),
+                dead_letter_topic=f"{name}.dead-letters",
+                group=name,
+            ),
             database=DatabaseOptions(url=servers.postgres.url),
             embedding=EmbeddingOptions(url=servers.embeddings.url, api_key_variable=None),
         )
@@ -304,15 +314,16 @@ class _Demo:
         kafka = self.settings.kafka
         return {
             "EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "EMBEDFLEET_KAFKA_TOPICS": kafka.topics[0],
+            "EMBEDFLEET_KAFKA_DEAD_LETTER_TOPIC": kafka.dead_letter_topic,
+            "EMBEDFLEET_KAFKA_GROUP": kafka.group,
             "EMBEDFLEET_KAFKA_COMMIT_INTERVAL_SECONDS": "0.2",
             "EMBEDFLEET_DATABASE_URL": self.settings.database.url,
             "EMBEDFLEET_EMBEDDING_URL": self.settings.embedding.url,
         }
 
     def _exports(self) -> list[str]:
-        names = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "EMBEDDING_URL")
-        environment = self._environment()
-        return [f"EMBEDFLEET_{name}={environment[f'EMBEDFLEET_{name}']}" for name in names]
+        return [f"{name}={value}" for name, value in self._environment().items()]
 
 
 def _collection() -> Collection:

