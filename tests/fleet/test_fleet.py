@@ -1,7 +1,5 @@
 """Worker processes in one consumer group, on real Kafka and PostgreSQL."""
 
-import asyncio
-
 from tests.support.fleet import delete, upsert
 
 
@@ -28,18 +26,15 @@ async def test_a_third_worker_joins_and_one_is_stopped_and_nothing_is_embedded_t
     await first.logged("assigned")
 
     async def flow(start, count):
-        for number in range(start, start + count, 20):
-            await fleet.publish(
-                upsert(f"d{n}", 1, f"text {n}") for n in range(number, number + 20)
-            )
-            await asyncio.sleep(0.02)
+        numbers = range(start, start + count)
+        await fleet.publish_slowly(upsert(f"d{n}", 1, f"text {n}") for n in numbers)
 
     await flow(0, 400)
-    await fleet.provider.in_flight(20)
+    await fleet.provider_works_on(20)
     third = await fleet.start()
     await third.logged("assigned")
     await flow(400, 400)
-    await fleet.provider.in_flight(20)
+    await fleet.provider_works_on(20)
     assert await fleet.stop(first) == 0
     await flow(800, 200)
     await fleet.settled()

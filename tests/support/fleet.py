@@ -2,7 +2,8 @@
 A fleet of real worker processes on real parts, and an independent reader of what they did.
 
 The reader shares no code with the worker: it reads the topic by a consumer of its own, folds
-it per document, and compares with the rows by plain SQL.
+it per document (`fleet_fold`), and compares with the rows by plain SQL. All waiting is here:
+for a fact of the log, of the topic or of the tables.
 """
 
 import asyncio
@@ -11,13 +12,18 @@ import os
 import signal
 import sys
 from collections import Counter
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
+import aiohttp
 import asyncpg
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
+from tests.support.fleet_fold import Letter, fold, letter_of
 from tests.support.provider import Provider, vector_of
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
@@ -27,6 +33,16 @@ from worker.core.model import ChunkingOptions, Collection
 
 DIMENSIONS = 8
 DRAIN_SECONDS = 6
+PATIENCE_SECONDS = 60
+_LOOK_SECONDS = 0.05
+
+# A silent worker is out of the group after 6 s; a drain may take half a second.
+QUICK_TIMERS = {
+    "EMBEDFLEET_KAFKA_DRAIN_SECONDS": "0.5",
+    "EMBEDFLEET_KAFKA_REBALANCE_SECONDS": "5.5",
+    "EMBEDFLEET_KAFKA_REQUEST_SECONDS": "6",
+    "EMBEDFLEET_KAFKA_SESSION_SECONDS": "6",
+}
 
 
 @dataclass(eq=False)
@@ -36,27 +52,68 @@ class WorkerProcess:
     process: asyncio.subprocess.Process
     log_file: Path
 
+    @property
+    def has_failed(self) -> bool:
+        return self.process.returncode not in (None, 0, -signal.SIGKILL)
+
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    async def ended(self, timeout_seconds: float = 60) -> int:
+    async def ended(self, timeout_seconds: float = PATIENCE_SECONDS) -> int:
         async with asyncio.timeout(timeout_seconds):
             return await self.process.wait()
 
     def lines(self) -> list[dict]:
         """The log so far; what is not JSON is what the test should see."""
-        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line]
+        whole, _, _ = self.log_file.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if line]
 
-    async def logged(self, action: str, timeout_seconds: float = 60) -> dict:
-        """Wait for a log line of this action."""
+    def actions(self) -> Counter:
+        """How often each action was logged so far."""
+        return Counter(line.get("action") for line in self.lines())
+
+    async def logged(
+        self, action: str, count: int = 1, timeout_seconds: float = PATIENCE_SECONDS
+    ) -> dict:
+        """Wait for the first, or the n-th, log line of this action."""
         async with asyncio.timeout(timeout_seconds):
             while True:
-                for line in self.lines():
-                    if line.get("action") == action:
-                        return line
+                found = [line for line in self.lines() if line.get("action") == action]
+                if len(found) >= count:
+                    return found[count - 1]
                 if self.process.returncode is not None:
                     raise AssertionError(f"the worker ended: {self.log_file.read_text()}")
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    async def ask(self, path: str) -> tuple[int, str]:
+        """Return status and body of a path of the admin port."""
+        line = await self.logged("admin_listening")
+        url = f"http://127.0.0.1:{line['port']}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            return answer.status, await answer.text()
+
+    async def state(self) -> dict:
+        """What `/state` says now."""
+        status, body = await self.ask("/state")
+        assert status == 200
+        return json.loads(body)
+
+    async def shows(self, fact, timeout_seconds: float = PATIENCE_SECONDS) -> dict:
+        """Wait until `fact(state)` is true, and return that state."""
+        async with asyncio.timeout(timeout_seconds):
+            state = await self.state()
+            while not fact(state):
+                await asyncio.sleep(_LOOK_SECONDS)
+                state = await self.state()
+        return state
+
+    async def works_on(self, partitions: int) -> dict:
+        """Wait until so many partitions, and no others, are claimed and run here."""
+        return await self.shows(
+            lambda state: (
+                [one["phase"] for one in state["partitions"]] == ["running"] * partitions
+            )
+        )
 
 
 @dataclass
@@ -75,22 +132,8 @@ class Fleet:
     async def __aenter__(self):
         await self.provider.__aenter__()
         await Migrations(self.database).up()
-        pool = await Database.open(self.database)
-        collection = Collection(
-            id=0,
-            name="articles",
-            model="test-model",
-            dimensions=DIMENSIONS,
-            storage="vector",
-            metric="cosine",
-            chunking=ChunkingOptions("text", 400),
-        )
-        await PostgresCatalog(pool).create(collection, index=False)
-        await pool.close()
-        self.sql = await asyncpg.connect(
-            self.database.url,
-            server_settings={"search_path": f"{self.database.schema}, public"},
-        )
+        await self.create_collection("articles")
+        await self.connect()
         self.producer = AIOKafkaProducer(
             bootstrap_servers=self.kafka.bootstrap_servers, enable_idempotence=True
         )
@@ -101,6 +144,8 @@ class Fleet:
             enable_auto_commit=False,
         )
         await self.admin.start()
+        self.groups = AIOKafkaAdminClient(bootstrap_servers=self.kafka.bootstrap_servers)
+        await self.groups.start()
         return self
 
     async def __aexit__(self, *_):
@@ -108,10 +153,36 @@ class Fleet:
             if worker.process.returncode is None:
                 worker.process.kill()
             await worker.process.wait()
+        await self.groups.close()
         await self.admin.stop()
         await self.producer.stop()
         await self.sql.close()
         await self.provider.__aexit__(None, None, None)
+
+    async def connect(self) -> None:
+        """Connect to the database; again after it was restarted."""
+        self.sql = await self.session()
+
+    async def session(self) -> asyncpg.Connection:
+        """Return a database connection of one's own."""
+        return await asyncpg.connect(
+            self.database.url,
+            server_settings={"search_path": f"{self.database.schema}, public"},
+        )
+
+    async def create_collection(self, name: str, dimensions: int = DIMENSIONS) -> None:
+        pool = await Database.open(self.database)
+        collection = Collection(
+            id=0,
+            name=name,
+            model="test-model",
+            dimensions=dimensions,
+            storage="vector",
+            metric="cosine",
+            chunking=ChunkingOptions("text", 400),
+        )
+        await PostgresCatalog(pool).create(collection, index=False)
+        await pool.close()
 
     # ---- workers ----
 
@@ -138,13 +209,18 @@ class Fleet:
         worker.signal(signal.SIGTERM)
         return await worker.ended()
 
+    async def crash(self, worker: WorkerProcess) -> None:
+        """End a worker without any goodbye."""
+        worker.signal(signal.SIGKILL)
+        await worker.ended()
+
     def _environment(self) -> dict[str, str]:
         return {
             "EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
             "EMBEDFLEET_KAFKA_GROUP": self.kafka.group,
             "EMBEDFLEET_KAFKA_TOPICS": self.topic,
             "EMBEDFLEET_KAFKA_DEAD_LETTER_TOPIC": self.dead_letter_topic,
-            "EMBEDFLEET_KAFKA_HEARTBEAT_SECONDS": "0.5",
+            "EMBEDFLEET_KAFKA_HEARTBEAT_SECONDS": "0.3",
             "EMBEDFLEET_KAFKA_SESSION_SECONDS": "12",
             "EMBEDFLEET_KAFKA_REQUEST_SECONDS": "12",
             "EMBEDFLEET_KAFKA_REBALANCE_SECONDS": "11",
@@ -159,16 +235,102 @@ class Fleet:
             "OTEL_SDK_DISABLED": "true",
         }
 
+    async def is_shared_by(self, *workers: WorkerProcess) -> bool:
+        """Tell whether these workers, and only they, run all partitions."""
+        wanted = len(await self.producer.partitions_for(self.topic))
+        phases = [
+            [part["phase"] for part in (await worker.state())["partitions"]]
+            for worker in workers
+        ]
+        running = [phase == "running" for phase in chain.from_iterable(phases)]
+        return all(phases) and running == [True] * wanted
+
+    # ---- waiting ----
+
+    async def until(
+        self,
+        fact,
+        timeout_seconds: float = PATIENCE_SECONDS,
+        pause_seconds: float = _LOOK_SECONDS,
+    ) -> None:
+        """Wait until the coroutine function `fact` answers something true."""
+        async with asyncio.timeout(timeout_seconds):
+            while not await fact():
+                for worker in self.workers:
+                    if worker.has_failed:
+                        raise AssertionError(worker.log_file.read_text()[-4000:])
+                await asyncio.sleep(pause_seconds)
+
+    async def provider_works_on(self, requests: int) -> None:
+        """Wait until so many requests are being worked on at once."""
+
+        async def is_busy():
+            return self.provider.running >= requests
+
+        await self.until(is_busy, pause_seconds=0.01)
+
+    async def settled(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until the group has committed the end of every partition."""
+
+        async def all_committed():
+            return await self.committed() == await self.ends()
+
+        await self.until(all_committed, timeout_seconds)
+
+    async def as_expected(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until the table shows what the topic says; the group may say what it likes."""
+        expected = await self.expected()
+
+        async def shown():
+            return await self.stored() == expected
+
+        await self.until(shown, timeout_seconds)
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let time pass, where that is the fact to be waited for."""
+        await asyncio.sleep(seconds)
+
     # ---- the topic ----
 
     async def publish(self, events, *, partition=None) -> None:
-        """Publish (key, value) pairs; returns when all are acknowledged."""
+        """Publish (key, value[, headers]) tuples; returns when all are acknowledged."""
         sent = [
-            await self.producer.send(self.topic, value, key=key, partition=partition)
-            for key, value in events
+            await self.producer.send(
+                self.topic,
+                value,
+                key=key,
+                partition=partition,
+                headers=headers[0] if headers else None,
+            )
+            for key, value, *headers in events
         ]
         for delivery in sent:
             await delivery
+
+    async def publish_together(self, events, *, partition=0) -> None:
+        """Publish (key, value[, headers]) tuples as one batch: one poll returns them all."""
+        batch = self.producer.create_batch()
+        for key, value, *headers in events:
+            added = batch.append(
+                key=key, value=value, timestamp=None, headers=headers[0] if headers else []
+            )
+            assert added is not None, "the batch is full"
+        await (await self.producer.send_batch(batch, self.topic, partition=partition))
+
+    async def publish_slowly(self, events, *, size=20, pause_seconds=0.02) -> None:
+        """Publish events in small groups, with pauses between them."""
+        events = iter(events)
+        while some := list(islice(events, size)):
+            await self.publish(some)
+            await asyncio.sleep(pause_seconds)
+
+    @asynccontextmanager
+    async def flow(self, events, *, size=5):
+        """Publish events, slowly and without an end, while the block runs."""
+        async with asyncio.TaskGroup() as group:
+            publishing = group.create_task(self.publish_slowly(events, size=size))
+            yield
+            publishing.cancel()
 
     async def ends(self) -> dict[TopicPartition, int]:
         partitions = [
@@ -178,17 +340,21 @@ class Fleet:
         return await self.admin.end_offsets(partitions)
 
     async def committed(self) -> dict[TopicPartition, int]:
-        ends = await self.ends()
-        return {part: (await self.admin.committed(part)) or 0 for part in ends}
+        """What Kafka knows of the group, 0 where it knows nothing; one request."""
+        parts = sorted(await self.producer.partitions_for(self.topic))
+        known = await self.groups.list_consumer_group_offsets(self.kafka.group)
+        places = [TopicPartition(self.topic, number) for number in parts]
+        return {place: max(0, known[place].offset) if place in known else 0 for place in places}
 
-    async def settled(self, timeout_seconds: float = 60) -> None:
-        """Wait until the group has committed the end of every partition."""
-        async with asyncio.timeout(timeout_seconds):
-            while await self.committed() != await self.ends():
-                for worker in self.workers:
-                    if worker.process.returncode not in (None, 0, -signal.SIGKILL):
-                        raise AssertionError(worker.log_file.read_text()[-4000:])
-                await asyncio.sleep(0.1)
+    async def progress(self) -> dict[TopicPartition, int]:
+        """What the table knows of the group."""
+        rows = await self.sql.fetch(
+            "select topic, partition, next_offset from partition_progress where grp = $1",
+            self.kafka.group,
+        )
+        return {
+            TopicPartition(row["topic"], row["partition"]): row["next_offset"] for row in rows
+        }
 
     async def records(self, topic: str | None = None) -> list:
         """Read a whole topic, as anybody could."""
@@ -213,20 +379,17 @@ class Fleet:
         finally:
             await consumer.stop()
 
-    # ---- the expectation, folded from the topic alone ----
+    async def letters(self) -> list[Letter]:
+        """The dead letters, each once: a topic may have one twice after a crash."""
+        found = [letter_of(record) for record in await self.records(self.dead_letter_topic)]
+        return list({letter.position: letter for letter in found}.values())
+
+    # ---- the expectation, folded from the topics alone, and the table ----
 
     async def expected(self) -> dict[str, str]:
-        """Return document -> text, by version and then offset, deletes removed."""
-        newest: dict[str, tuple] = {}
-        for record in sorted(await self.records(), key=lambda one: (one.partition, one.offset)):
-            try:
-                event = json.loads(record.value)
-            except ValueError:
-                continue
-            rank = (event["version"], record.offset)
-            if event["id"] not in newest or newest[event["id"]][0] < rank:
-                newest[event["id"]] = (rank, event.get("text"))
-        return {name: text for name, (_, text) in newest.items() if text is not None}
+        """Return document -> text of all that is to be shown."""
+        shown = fold(await self.records(), await self.letters())
+        return {document: text for document, (_, text) in shown.items()}
 
     async def stored(self) -> dict[str, str]:
         """Return document -> text as readers see it, chunks joined in order."""
@@ -235,6 +398,24 @@ class Fleet:
             'from "articles_chunks" group by document_id'
         )
         return {row["document_id"]: row["text"] for row in rows}
+
+    async def row(self, document: str) -> asyncpg.Record | None:
+        """The row of a document, with what tells whether it was written again."""
+        return await self.sql.fetchrow(
+            "select *, xmin::text, ctid::text from document where id = $1", document
+        )
+
+    async def chunks(self, document: str) -> dict[str, tuple[str, str]]:
+        """Content -> (xmin, ctid) of a document's chunk rows: who wrote them, and where."""
+        table = await self.sql.fetchval(
+            "select format('chunk_%s_%s', id, generation) from collection "
+            "where name = 'articles'"
+        )
+        rows = await self.sql.fetch(
+            f"select content, xmin::text, ctid::text from {table} where id = $1 order by seq",
+            document,
+        )
+        return {row["content"]: (row["xmin"], row["ctid"]) for row in rows}
 
     async def check_vectors(self) -> None:
         """Every vector is the one that the provider gives for exactly the stored text."""
@@ -257,7 +438,7 @@ def upsert(document: str, version: int, text: str, tenant: str = "acme", **more)
         "type": "upsert", "tenant": tenant, "collection": "articles", "id": document,
         "version": version, "text": text, **more,
     }  # fmt: skip
-    return f"{tenant}/articles/{document}".encode(), json.dumps(value).encode()
+    return f"{tenant}/{value['collection']}/{document}".encode(), json.dumps(value).encode()
 
 
 def delete(document: str, version: int, tenant: str = "acme") -> tuple:
@@ -267,3 +448,9 @@ def delete(document: str, version: int, tenant: str = "acme") -> tuple:
         "version": version,
     }  # fmt: skip
     return f"{tenant}/articles/{document}".encode(), json.dumps(value).encode()
+
+
+def delete_scope(tenant: str, version: int) -> tuple:
+    """Return key and value of a delete of all that a tenant has."""
+    value = {"type": "delete_scope", "tenant": tenant, "version": version}
+    return tenant.encode(), json.dumps(value).encode()
