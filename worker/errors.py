@@ -5,6 +5,7 @@ What can go wrong, as classes by what happens next.
       TransientError          try again; nobody's fault
         ProviderUnavailable   the embedding provider did not answer, or answered 5xx
           RateLimited         ... or asked for patience
+          BreakerOpen         ... or is left alone for now
           BadOutput           ... or answered 200 and nothing that can be used
             WrongDimensions   ...... vectors of another size
           ProviderMisconfigured  ... or refuses the key, the model or the request: of all alike
@@ -60,6 +61,10 @@ class ProviderUnavailable(TransientError):
 
 class RateLimited(ProviderUnavailable):
     """The provider asks for patience; `retry_after_seconds` is what it asked for, if it did."""
+
+
+class BreakerOpen(ProviderUnavailable):
+    """The provider is left alone for now, it was not called; `retry_after_seconds` is told."""
 
 
 class BadOutput(ProviderUnavailable):

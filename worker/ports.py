@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from schemas.dead_letter import Reason
 from schemas.events import ScopeDeleted
+from worker.core.dialects import InputType
 from worker.core.model import (
     Base,
     ChangeSet,
@@ -263,12 +264,18 @@ class Catalog(Protocol):
 
 
 class EmbeddingRequest(NamedTuple):
-    """Texts for one call of the provider; it never mixes models or tenants' secrets."""
+    """
+    Texts for one call of the provider; it never mixes models or tenants' secrets.
+
+    `input_type` tells texts that are searched from those that are searched for: some models
+    embed the two differently.
+    """
 
     model: str
     dimensions: int
     texts: Sequence[str]
     traceparents: Sequence[str] = ()
+    input_type: InputType = "document"
 
 
 class Embedder(Protocol):

@@ -13,11 +13,13 @@ from aiobreaker.state import CircuitBreakerState
 from tests.contracts.test_embedder import ScriptedEmbedderContract
 from tests.support.embedders import MemorySubject
 from tests.support.virtual_time import run
-from worker.adapters.breaker_embedder import BreakerEmbedder, BreakerOpen, StateChange
+from worker.adapters.breaker_embedder import BreakerEmbedder, StateChange
 from worker.adapters.memory_embedder import MemoryEmbedder
-from worker.core.breaker import PROBE_POLL_SECONDS, BreakerOptions, State
+from worker.config import BreakerOptions
+from worker.core.breaker import PROBE_POLL_SECONDS, State
 from worker.errors import (
     BadOutput,
+    BreakerOpen,
     ProviderMisconfigured,
     ProviderUnavailable,
     QuotaExhausted,

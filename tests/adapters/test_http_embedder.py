@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import socket
+import ssl
 import struct
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,16 @@ from tests.support.embedders import options_for
 from tests.support.provider import Provider, vector_of
 from worker.adapters import http_embedder
 from worker.adapters.http_embedder import HttpEmbedder
-from worker.errors import ConfigError, ProviderUnavailable, RateLimited, RejectedInput
+from worker.embedded.kafka_settings import Certificates
+from worker.errors import (
+    BadOutput,
+    ConfigError,
+    ProviderMisconfigured,
+    ProviderUnavailable,
+    QuotaExhausted,
+    RateLimited,
+    RejectedInput,
+)
 from worker.ports import EmbeddingRequest
 
 SIZE = 4
@@ -143,9 +153,9 @@ class TestAnswers:
     ) -> None:
         embedder = make()
         provider.next(reply)
-        with pytest.raises(ProviderUnavailable, match=says) as caught:
+        with pytest.raises(BadOutput, match=says) as caught:
             await embedder.embed(request())
-        assert not isinstance(caught.value, RateLimited)
+        assert caught.value.status == 200
         assert embedder.errors == {"wrong_answer": 1}
         assert embedder.inputs == 0
         assert await embedder.embed(request("one")) == expected("one")
@@ -268,43 +278,43 @@ class TestErrors:
             (scripted.error_body(400, b"\xff" * 100), RejectedInput, 400),
             (scripted.error_body(400, b"[" * 50_000), RejectedInput, 400),
             (scripted.error_body(400, b"x" * 200_000), RejectedInput, 400),
-            (scripted.status(400, code="model_not_found"), ProviderUnavailable, 400),
-            (scripted.status(400, code="invalid_api_key"), ProviderUnavailable, 400),
-            (scripted.status(400, code="insufficient_quota"), ProviderUnavailable, 400),
-            (scripted.status(400, code="billing_hard_limit_reached"), ProviderUnavailable, 400),
-            (scripted.status(400, param="model"), ProviderUnavailable, 400),
-            (scripted.status(400, param="dimensions"), ProviderUnavailable, 400),
-            (scripted.status(400, "Incorrect API key provided"), ProviderUnavailable, 400),
+            (scripted.status(400, code="model_not_found"), ProviderMisconfigured, 400),
+            (scripted.status(400, code="invalid_api_key"), ProviderMisconfigured, 400),
+            (scripted.status(400, code="insufficient_quota"), QuotaExhausted, 400),
+            (scripted.status(400, code="billing_hard_limit_reached"), QuotaExhausted, 400),
+            (scripted.status(400, param="model"), ProviderMisconfigured, 400),
+            (scripted.status(400, param="dimensions"), ProviderMisconfigured, 400),
+            (scripted.status(400, "Incorrect API key provided"), ProviderMisconfigured, 400),
             (
                 scripted.status(400, "Invalid model name passed in model=x"),
-                ProviderUnavailable,
+                ProviderMisconfigured,
                 400,
             ),
             (
                 scripted.error_body(422, b'{"detail": [{"loc": ["body", "dimensions"]}]}'),
-                ProviderUnavailable,
+                ProviderMisconfigured,
                 422,
             ),
             (
                 scripted.error_body(400, b'{"error": "Invalid model name passed"}'),
-                ProviderUnavailable,
+                ProviderMisconfigured,
                 400,
             ),
-            (scripted.status(401), ProviderUnavailable, 401),
-            (scripted.status(402), ProviderUnavailable, 402),
-            (scripted.status(403), ProviderUnavailable, 403),
-            (scripted.status(404), ProviderUnavailable, 404),
+            (scripted.status(401), ProviderMisconfigured, 401),
+            (scripted.status(402), QuotaExhausted, 402),
+            (scripted.status(403), ProviderMisconfigured, 403),
+            (scripted.status(404), ProviderMisconfigured, 404),
             (scripted.status(408), ProviderUnavailable, 408),
             (scripted.status(409), ProviderUnavailable, 409),
             (scripted.status(424), ProviderUnavailable, 424),
             (scripted.status(425), ProviderUnavailable, 425),
-            (scripted.status(429, code="insufficient_quota"), ProviderUnavailable, 429),
+            (scripted.status(429, code="insufficient_quota"), QuotaExhausted, 429),
             (scripted.status(500), ProviderUnavailable, 500),
             (scripted.status(502), ProviderUnavailable, 502),
             (scripted.status(503), ProviderUnavailable, 503),
             (scripted.status(504), ProviderUnavailable, 504),
             (scripted.status(529), ProviderUnavailable, 529),
-            (scripted.status(204), ProviderUnavailable, 204),
+            (scripted.status(204), BadOutput, 204),
             (scripted.status(429), RateLimited, 429),
             (scripted.status(503, retry_after="1"), RateLimited, 503),
             (scripted.status(503, headers={"retry-after-ms": "9"}), RateLimited, 503),
@@ -344,6 +354,20 @@ class TestErrors:
         with pytest.raises(RateLimited) as caught:
             await make().embed(request())
         assert caught.value.retry_after_seconds == seconds
+
+    @pytest.mark.parametrize(
+        ("value", "should_retry"),
+        [("true", True), ("False", False), ("maybe", None), (None, None)],
+    )
+    async def test_it_is_told_whether_another_try_makes_sense(
+        self, provider: Provider, make: Make, value: str | None, should_retry
+    ) -> None:
+        headers = {} if value is None else {"x-should-retry": value}
+        provider.next(scripted.status(500, headers={**headers, "Retry-After": "3"}))
+        with pytest.raises(ProviderUnavailable) as caught:
+            await make().embed(request())
+        assert caught.value.should_retry is should_retry
+        assert caught.value.retry_after_seconds == 3
 
     async def test_a_throttle_that_names_a_date_is_counted_from_now(
         self, provider: Provider, make: Make
@@ -387,6 +411,26 @@ class TestErrors:
                 await embedder.embed(request())
         assert embedder.errors == {"connect": 1}
 
+    async def test_a_certificate_that_is_not_trusted_is_a_matter_of_configuration(
+        self, make: Make, tmp_path
+    ) -> None:
+        certificates = Certificates(tmp_path)
+        certificates.create()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(
+            certificates.server_certificate_file, certificates.server_key_file
+        )
+
+        async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        server = await asyncio.start_server(close, "127.0.0.1", 0, ssl=context)
+        async with server:
+            embedder = make(url=f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+            with pytest.raises(ProviderMisconfigured, match="certificate is not trusted"):
+                await embedder.embed(request())
+        assert embedder.errors == {"certificate": 1}
+
     async def test_no_answer_in_time_is_unavailable(
         self, provider: Provider, make: Make
     ) -> None:
@@ -397,13 +441,28 @@ class TestErrors:
         assert embedder.errors == {"timeout": 1}
         assert embedder.active_connections == 0
 
+    async def test_an_error_whose_body_breaks_off_is_known_by_its_status(
+        self, provider: Provider, make: Make
+    ) -> None:
+        async def reply(call: scripted.Call) -> scripted.web.StreamResponse:
+            response = scripted.web.StreamResponse(status=429, headers={"Content-Length": "99"})
+            await response.prepare(call.request)
+            await response.write(b'{"error"')
+            call.request.transport.close()
+            return response
+
+        provider.next(reply)
+        with pytest.raises(RateLimited) as caught:
+            await make().embed(request())
+        assert caught.value.status == 429
+
     @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
     async def test_a_truncated_answer_is_unavailable(
         self, provider: Provider, make: Make, share: float
     ) -> None:
         embedder = make()
         provider.next(scripted.truncated(share))
-        with pytest.raises(ProviderUnavailable, match="broke off"):
+        with pytest.raises(BadOutput, match="broke off"):
             await embedder.embed(request())
         assert embedder.errors == {"truncated": 1}
         assert embedder.requests == 1
@@ -413,7 +472,7 @@ class TestErrors:
     ) -> None:
         embedder = make(max_answer_bytes=2000)
         provider.next(scripted.announced(2001))
-        with pytest.raises(ProviderUnavailable, match=r"embedding\.max_answer_bytes"):
+        with pytest.raises(BadOutput, match=r"embedding\.max_answer_bytes"):
             await embedder.embed(request())
         assert embedder.errors == {"too_long": 1}
         assert embedder.active_connections == 0
@@ -423,7 +482,7 @@ class TestErrors:
     ) -> None:
         embedder = make(max_answer_bytes=200_000)
         provider.next(scripted.endless())
-        with pytest.raises(ProviderUnavailable, match=r"embedding\.max_answer_bytes"):
+        with pytest.raises(BadOutput, match=r"embedding\.max_answer_bytes"):
             await embedder.embed(request())
         await provider.idle()
 
@@ -433,7 +492,7 @@ class TestErrors:
             return scripted.web.Response(body=content, headers={"Content-Encoding": "deflate"})
 
         provider.next(bomb)
-        with pytest.raises(ProviderUnavailable, match=r"embedding\.max_answer_bytes"):
+        with pytest.raises(BadOutput, match=r"embedding\.max_answer_bytes"):
             await make(max_answer_bytes=100_000).embed(request())
 
     async def test_an_answer_that_drips_ends_with_the_time_limit(
@@ -654,7 +713,7 @@ class TestKey:
         file = tmp_path / "key"
         if content is not None:
             file.write_text(content)
-        with pytest.raises(ProviderUnavailable, match=r"embedding\.api_key_file") as caught:
+        with pytest.raises(ProviderMisconfigured, match=r"embedding\.api_key_file") as caught:
             await make(api_key_file=file).embed(request("one"))
         assert not content or content not in str(caught.value)
         assert provider.requests == 0

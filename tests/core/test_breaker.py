@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from worker.config import BreakerOptions
 from worker.core import breaker
-from worker.core.breaker import PROBE_POLL_SECONDS, BreakerOptions, Gate, Permit, State
+from worker.core.breaker import PROBE_POLL_SECONDS, Gate, Permit, State
 from worker.errors import ConfigError
 
 NOW = 1_000.0

@@ -19,6 +19,7 @@ from worker.adapters.memory_embedder import MemoryEmbedder
 from worker.adapters.memory_kafka import MemoryBroker, MemoryDeadLetters, MemorySource
 from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
+from worker.app.provider import Provider
 from worker.config import (
     EmbeddingOptions,
     IngestOptions,
@@ -101,9 +102,19 @@ class Universe:
     async def create_collection(self, collection=COLLECTION) -> None:
         await MemoryCatalog(self.database).create(collection, index=False)
 
-    def start(self, embedder=None) -> Member:
-        """Start a worker."""
+    def start(self, *, guarded=False) -> Member:
+        """Start a worker; `guarded` puts limits and a breaker before its provider."""
         loop = asyncio.get_running_loop()
+        embedder, is_held = self.embedder, lambda: False
+        if guarded:
+            provider = Provider(
+                self.embedder,
+                self.settings.embedding,
+                self.settings.breaker,
+                clock=loop.time,
+                jitter=self.random.random,
+            )
+            embedder, is_held = provider.embedder, lambda: provider.breaker.is_open
 
         async def inline(function):
             await asyncio.sleep(0)
@@ -112,7 +123,7 @@ class Universe:
         ports = Ports(
             make_source=lambda: MemorySource(self.broker, GROUP, topics=self.topics),
             dead_letters=self.letters,
-            embedder=embedder or self.embedder,
+            embedder=embedder,
             claims=MemoryClaims(self.database),
             store=MemoryStore(self.database),
             ledger=MemoryLedger(self.database),
@@ -124,6 +135,7 @@ class Universe:
             wall_clock=loop.time,
             jitter=self.random.random,
             offload=inline,
+            is_held=is_held,
         )
         name = f"worker-{len(self.members)}"
         worker = assemble(self.settings, ports, around, Counters(), owner=name)

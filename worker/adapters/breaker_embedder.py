@@ -19,10 +19,12 @@ from typing import NamedTuple
 
 from aiobreaker import CircuitBreaker
 
-from worker.core.breaker import BreakerOptions, Gate, Permit, State
+from worker.config import BreakerOptions
+from worker.core.breaker import Gate, Permit, State
 from worker.core.model import Vector
 from worker.core.retry import MAX_HINT_SECONDS
 from worker.errors import (
+    BreakerOpen,
     ProviderMisconfigured,
     ProviderUnavailable,
     QuotaExhausted,
@@ -33,10 +35,6 @@ from worker.ports import Clock, Embedder, EmbeddingRequest
 
 # What no call can get round until somebody repairs it.
 NEEDS_A_PERSON = (ProviderMisconfigured, QuotaExhausted)
-
-
-class BreakerOpen(ProviderUnavailable):
-    """The provider is left alone for now, it was not called; `retry_after_seconds` is told."""
 
 
 class StateChange(NamedTuple):

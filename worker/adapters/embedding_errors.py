@@ -1,11 +1,9 @@
 """
-What the error answer of an embedding server means for us.
+The error answer of an embedding server, read and turned into an exception.
 
-Decides by status and by the machine-readable fields of the body, with the shapes of OpenAI,
-Azure, LiteLLM, vLLM, TEI, Voyage and FastAPI in mind. Only what is about the texts is
-`RejectedInput`: a wrong key, model, quota or parameter concerns every document alike, so it is
-`ProviderUnavailable` and dead-letters nothing. Never repeats the provider's prose, which may
-quote a document or a key; only codes.
+Owns the shapes in which servers write errors (OpenAI, Azure, Mistral, LiteLLM, vLLM, TEI,
+Voyage, FastAPI), the exception of each class of `core.taxonomy`, and what a person is told to
+check. Never repeats the provider's prose, which may quote a document or a key; only codes.
 """
 
 import re
@@ -14,115 +12,142 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from worker.config import DialectName
+from worker.core import taxonomy
 from worker.core.retry import parse_retry_after
-from worker.errors import ProviderUnavailable, RateLimited, RejectedInput, WorkerError
-
-CONTENT_STATUSES = frozenset({400, 413, 422})
-TOO_MANY_REQUESTS = 429
-UNAVAILABLE = 503
-
-# Codes and types that name the account, the key, the model or a parameter, never a text.
-_CONFIG_CODES = re.compile(
-    r"model_not_found|invalid_model|unsupported_model|model_not_supported|deploymentnotfound"
-    r"|api_key|auth|permission|access_denied|access_terminated|forbidden"
-    r"|quota|billing|payment|deactivated|not_active"
-    r"|invalid_dimensions|unknown_parameter|unsupported_parameter|unknown_url|operationnotsupported"
+from worker.core.taxonomy import ABOUT_REQUEST, ErrorAnswer, FailureClass
+from worker.errors import (
+    BadOutput,
+    ProviderMisconfigured,
+    ProviderUnavailable,
+    QuotaExhausted,
+    RateLimited,
+    RejectedInput,
+    WorkerError,
 )
-_QUOTA_CODES = re.compile(r"insufficient_quota|billing|payment")
-# For servers without codes: how their messages begin. Only the beginning is looked at, since
-# what follows may quote a document.
-_CONFIG_PROSE = re.compile(
-    r"[^'\"]{0,40}?(invalid model name|model not found|the model .{1,80} does not exist"
-    r"|unrecognized request argument|unknown parameter|unsupported parameter"
-    r"|(incorrect|invalid|missing) api key|unauthorized)",
-    re.IGNORECASE,
-)
-_TEXT_PARAMETERS = ("input", "text", "content", "prompt")
+
+EXCEPTIONS: Mapping[FailureClass, type[ProviderUnavailable]] = {
+    FailureClass.THROTTLE: RateLimited,
+    FailureClass.QUOTA: QuotaExhausted,
+    FailureClass.TRANSIENT: ProviderUnavailable,
+    FailureClass.AUTH: ProviderMisconfigured,
+    FailureClass.CONFIG: ProviderMisconfigured,
+    FailureClass.BAD_OUTPUT: BadOutput,
+}
+"""What is raised for each class; for `CONTENT` it is `RejectedInput`, the text's own."""
+
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_BEGINNING = 200
+_NO_CREDIT = "the account has no credit or quota left"
+_KEY = "check embedding.api_key_variable or embedding.api_key_file"
 _CHECK = {
-    401: "it refuses the key: check embedding.api_key_variable or embedding.api_key_file",
-    402: "the account has no credit left",
-    403: "the key may not do this: check embedding.api_key_variable or embedding.api_key_file",
+    401: f"it refuses the key: {_KEY}",
+    403: f"the key may not do this: {_KEY}",
     404: "it knows no such path or model: check embedding.url and the collection's model",
     405: "it takes no POST there: check embedding.url",
 }
 
 
-class ErrorAnswer(NamedTuple):
+class ErrorBody(NamedTuple):
     """What the body of an error says, in its machine-readable fields."""
 
-    codes: str
+    code: str
+    type: str
     param: str | None
     message: str
 
     def names(self, parameter: str) -> bool:
         """Tell whether the server complains about this parameter of the request."""
-        return parameter == self.param or parameter in self.message[:200]
+        return parameter == self.param or parameter in self.message[:_BEGINNING]
 
 
-def parse_error(content: bytes) -> ErrorAnswer:
+def parse_error(content: bytes) -> ErrorBody:
     """Read an error body of any of the known shapes; an unknown one says nothing."""
     try:
         decoded: Any = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ErrorAnswer("", None, "")
+        return ErrorBody("", "", None, "")
     body = decoded if isinstance(decoded, dict) else {}
     inner = body.get("error")
     error = inner if isinstance(inner, dict) else body
-    codes = [error.get("code"), error.get("type"), body.get("error_type"), error.get("status")]
     message = error.get("message") or body.get("detail") or inner
-    return ErrorAnswer(
-        codes=" ".join(code for code in map(_token, codes) if code),
-        param=_token(error.get("param")) or _location(body.get("detail")),
+    # Mistral wraps FastAPI's list: {"message": {"detail": [{"loc": ["body", "x"]}]}}.
+    detail = message.get("detail") if isinstance(message, dict) else body.get("detail")
+    kinds = (error.get("type"), body.get("error_type"), error.get("status"))
+    return ErrorBody(
+        code=_token(error.get("code")) or "",
+        type=next(filter(None, map(_token, kinds)), ""),
+        param=_token(error.get("param")) or _location(detail),
         message=message if isinstance(message, str) else "",
     )
 
 
 def refuses(parameter: str, status: int, content: bytes) -> bool:
     """Tell whether the server does not take this parameter of the request."""
-    return status in CONTENT_STATUSES and parse_error(content).names(parameter)
+    return status in ABOUT_REQUEST and parse_error(content).names(parameter)
 
 
-def classify(
-    status: int, headers: Mapping[str, str], content: bytes, now_epoch_seconds: float
+def error_of(
+    dialect: DialectName,
+    status: int,
+    headers: Mapping[str, str],
+    content: bytes,
+    now_epoch_seconds: float,
 ) -> WorkerError:
     """Return what an answer other than 200 means."""
-    error = parse_error(content)
-    if status == TOO_MANY_REQUESTS and _QUOTA_CODES.search(error.codes.lower()):
-        return ProviderUnavailable(
-            _message(status, error, "the quota is used up"), status=status
-        )
-    wait = parse_retry_after(headers, now_epoch_seconds)
-    is_asked_to_wait = "Retry-After" in headers or "retry-after-ms" in headers
-    if status == TOO_MANY_REQUESTS or (status == UNAVAILABLE and is_asked_to_wait):
-        return RateLimited(_message(status, error), status=status, retry_after_seconds=wait)
-    if status in CONTENT_STATUSES and not _is_configuration(error):
-        return RejectedInput(_message(status, error), status=status)
-    return ProviderUnavailable(_message(status, error, _hint(status, error)), status=status)
+    body = parse_error(content)
+    should_retry = _should_retry(headers)
+    meaning = taxonomy.classify(
+        dialect,
+        ErrorAnswer(
+            status,
+            *body,
+            hinted="Retry-After" in headers or "retry-after-ms" in headers,
+            should_retry=should_retry,
+        ),
+    )
+    message = _message(status, body, _hint(meaning, status, body))
+    if meaning is FailureClass.CONTENT:
+        return RejectedInput(message, status=status)
+    return EXCEPTIONS[meaning](
+        message,
+        status=status,
+        retry_after_seconds=parse_retry_after(headers, now_epoch_seconds),
+        should_retry=should_retry,
+    )
 
 
-def _is_configuration(error: ErrorAnswer) -> bool:
-    if _CONFIG_CODES.search(error.codes.lower()):
-        return True
-    if error.param is not None and not error.param.startswith(_TEXT_PARAMETERS):
-        return True
-    return _CONFIG_PROSE.match(error.message) is not None
+def failure(code: str, message: str) -> ProviderUnavailable:
+    """Return what a failure means that brought no error answer."""
+    meaning = taxonomy.classify_failure(code)
+    status = 200 if meaning is FailureClass.BAD_OUTPUT else None
+    return EXCEPTIONS[meaning](message, status=status)
 
 
-def _hint(status: int, error: ErrorAnswer) -> str:
-    if status in CONTENT_STATUSES:
+def _should_retry(headers: Mapping[str, str]) -> bool | None:
+    value = headers.get("x-should-retry", "").strip().lower()
+    return {"true": True, "false": False}.get(value)
+
+
+def _hint(meaning: FailureClass, status: int, body: ErrorBody) -> str:
+    if meaning is FailureClass.QUOTA:
+        return _NO_CREDIT
+    if meaning not in {FailureClass.AUTH, FailureClass.CONFIG}:
+        return ""
+    if status in ABOUT_REQUEST:
         return (
             "it refuses the request, not the text: check the collection's model, "
-            "embedding.send_dimensions and the key"
-            + (f" (it names {error.param!r})" if error.param else "")
+            "embedding.dialect, embedding.send_dimensions and the key"
+            + (f" (it names {body.param!r})" if body.param else "")
         )
     if 300 <= status < 400:  # noqa: PLR2004  the class of redirects, RFC 9110 15.4
         return "it redirects, which is not followed: set embedding.url to the final address"
-    return _CHECK.get(status, "")
+    return _CHECK.get(status, "check embedding.url and the collection's model")
 
 
-def _message(status: int, error: ErrorAnswer, hint: str = "") -> str:
-    codes = f" ({error.codes})" if error.codes else ""
+def _message(status: int, body: ErrorBody, hint: str) -> str:
+    said = " ".join(filter(None, (body.code, body.type)))
+    codes = f" ({said})" if said else ""
     return f"the provider answered {status}{codes}" + (f": {hint}" if hint else "")
 
 

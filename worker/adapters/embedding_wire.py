@@ -1,32 +1,22 @@
 """
 What OpenAI-compatible embedding servers are asked and answer: bytes in, bytes out.
 
-Owns the request body, the reading of an answer into vectors that are safe to store, and the
-class of an error answer. A wrong answer is never repaired and never half used: it raises.
-Never holds a connection, and never repeats what a provider wrote in prose, which may quote a
-document or a key.
+Owns the reading of an answer into vectors that are safe to store, in every dialect the same. A
+wrong answer is never repaired and never half used: it raises. Never holds a connection, and
+never repeats what a provider wrote in prose, which may quote a document or a key.
 """
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from worker.core.model import Vector
-from worker.errors import ProviderUnavailable, RejectedInput, WrongDimensions
+from worker.errors import BadOutput, RejectedInput, WrongDimensions
 
 FLOAT_BYTES = 4
-
-
-class RequestBody(msgspec.Struct, omit_defaults=True):
-    """The body of `POST /embeddings`."""
-
-    model: str
-    input: Sequence[str]
-    encoding_format: str | None = None
-    dimensions: int | None = None
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -57,9 +47,9 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 _FIRST_IS_A_LIST = re.compile(rb'"embedding"\s*:\s*\[')
 
 
-def encode(body: RequestBody) -> bytes:
+def encode(body: Mapping[str, Any]) -> bytes:
     """
-    Return the body as JSON.
+    Return the body of a request as JSON.
 
     Raises:
         RejectedInput: a text is no valid Unicode.
@@ -86,13 +76,13 @@ def decode(content: bytes, count: int, dimensions: int) -> Embeddings:
     Return one vector a text, whatever order the provider chose.
 
     Raises:
-        ProviderUnavailable: the answer is not exactly one finite vector of these dimensions,
-            with a length, for each text.
+        BadOutput: the answer is not exactly one finite vector of these dimensions, with a
+            length, for each text.
     """
     try:
         answer = _ANSWER.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProviderUnavailable(
+        raise BadOutput(
             f"the provider's answer cannot be read: {_reason(error)}", status=200
         ) from error
     rows = _checked(_ordered(answer.data, count), dimensions)
@@ -129,7 +119,8 @@ def _checked(rows: list[bytes], dimensions: int) -> list[Vector]:
         if len(row) != size:
             raise WrongDimensions(
                 f"a vector of {len(row) / FLOAT_BYTES:g} dimensions where the collection has "
-                f"{dimensions} (check the collection's model and embedding.send_dimensions)"
+                f"{dimensions} (check the collection's model and embedding.send_dimensions)",
+                status=200,
             )
     matrix = np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), dimensions)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -148,5 +139,5 @@ def _tokens(usage: _Usage | None) -> int:
     return max(0, int(usage.total_tokens or usage.prompt_tokens or 0))
 
 
-def _wrong(what: str) -> ProviderUnavailable:
-    return ProviderUnavailable(f"the provider answered wrongly: {what}", status=200)
+def _wrong(what: str) -> BadOutput:
+    return BadOutput(f"the provider answered wrongly: {what}", status=200)

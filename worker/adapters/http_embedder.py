@@ -1,11 +1,12 @@
 """
-The port `Embedder` over HTTP: one OpenAI-compatible endpoint.
+The port `Embedder` over HTTP: one endpoint that speaks a dialect of OpenAI's API.
 
 Owns one pooled session, the key, and the limits of a request: time, size of the answer, no
-redirects. One call of `embed` is one request, but for two repeats that cost nothing: on a
-pooled connection that the server had closed meanwhile, and to a server that does not know
-`encoding_format`. Every body is read within its bound, so that connections are used again.
-Never retries otherwise, never limits the rate, never logs a text or the key.
+redirects. One call of `embed` is one request, but for three repeats that cost nothing: on a
+pooled connection that the server had closed meanwhile, to a server that does not know
+`encoding_format`, and with a renewed key or token to one that refused the last. Every body is
+read within its bound, so that connections are used again. Never retries otherwise, never
+limits the rate, never logs a text or the key.
 
 Invariant: what is returned is one finite vector of the right size for each text, in order.
 """
@@ -15,19 +16,23 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import aiohttp
 from yarl import URL
 
 from worker.adapters import embedding_errors, embedding_wire
+from worker.adapters.bearer_tokens import BearerTokens
 from worker.adapters.embedding_key import EmbeddingKey
 from worker.config import EmbeddingOptions
+from worker.core.dialects import DIALECTS, bearer
 from worker.core.model import Vector
+from worker.core.packing import PackLimits
 from worker.errors import ConfigError, ProviderUnavailable
 from worker.ports import EmbeddingRequest, Offload
 from worker.telemetry import current_traceparent, trace_id_of
@@ -36,6 +41,7 @@ Observe = Callable[[float, str], None]
 """Told of every request: its seconds, and its status or the code of its failure."""
 
 OK = 200
+UNAUTHORIZED = 401
 CONNECT_SECONDS = 5.0  # a SYN that is lost once is sent again after 1 s, twice after 3 s
 PIECE_BYTES = 64 * 1024
 ERROR_BYTES = 64 * 1024  # the fields we look at come first
@@ -44,8 +50,9 @@ BIG_BODY_BYTES = 1024 * 1024  # aiohttp warns of longer `bytes`; files it sends 
 FAILURES: tuple[tuple[type[BaseException], str, str], ...] = (
     (aiohttp.ConnectionTimeoutError, "connect_timeout", "no connection in time"),
     (TimeoutError, "timeout", "no answer in time"),
-    (aiohttp.ClientSSLError, "tls", "no trusted TLS connection"),
-    (aiohttp.ServerFingerprintMismatch, "tls", "no trusted TLS connection"),
+    (aiohttp.ClientConnectorCertificateError, "certificate", "its certificate is not trusted"),
+    (aiohttp.ServerFingerprintMismatch, "certificate", "its certificate is not trusted"),
+    (aiohttp.ClientSSLError, "tls", "no TLS connection"),
     (aiohttp.ClientConnectorError, "connect", "no connection"),
     (aiohttp.ClientConnectionError, "disconnected", "the connection was closed"),
     (aiohttp.ClientPayloadError, "truncated", "the answer broke off"),
@@ -67,6 +74,19 @@ class Answer(NamedTuple):
     content: bytes
 
 
+class Credentials(Protocol):
+    """Where the key or the token comes from that a request carries."""
+
+    async def current(self) -> str | None:
+        """Return what to send, None where nothing is."""
+
+    async def renewed(self, refused: str | None) -> str | None:
+        """Return what to send instead of what was refused; the same where nothing is newer."""
+
+    async def close(self) -> None:
+        """Release what it holds."""
+
+
 class _TooLong(Exception):
     """The answer is longer than allowed."""
 
@@ -75,7 +95,9 @@ class HttpEmbedder:
     """
     A client of `POST {url}/embeddings`.
 
-    `errors` counts what failed by status or code; `bytes_in` is what was read of bodies.
+    `limits` is what one request may hold, by the settings and by the API; who packs requests
+    keeps to it. `errors` counts what failed by status or code; `bytes_in` is what was read of
+    bodies.
     """
 
     def __init__(
@@ -91,17 +113,25 @@ class HttpEmbedder:
         Check the address; nothing is connected before the first request.
 
         Raises:
-            ConfigError: the address is no plain http(s) URL.
+            ConfigError: an address is none that requests and secrets can be sent to.
         """
         self._options = options
-        self._url = _endpoint(options.url)
-        self._key = EmbeddingKey(options, environ)
+        self._dialect = DIALECTS[options.dialect]
+        self._url = _endpoint(options.url, self._dialect.path)
+        self._credentials = _credentials(options, environ, clock, offload)
+        self.limits = self._dialect.bound(
+            PackLimits(
+                max_inputs=options.max_inputs,
+                max_tokens=options.max_request_tokens,
+                max_bytes=options.max_request_bytes,
+            )
+        )
         self._observe = observe
         self._offload = offload
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
-        self._asks_base64 = True
+        self._asks_base64 = self._dialect.encoding is not None
         self.requests = 0
         self.inputs = 0
         self.tokens = 0
@@ -130,7 +160,8 @@ class HttpEmbedder:
         self.bytes_in += len(answer.content)
         if answer.status != OK:
             self.errors[str(answer.status)] += 1
-            raise embedding_errors.classify(*answer, datetime.now(UTC).timestamp())
+            now = datetime.now(UTC).timestamp()
+            raise embedding_errors.error_of(self._options.dialect, *answer, now)
         return await self._decoded(answer.content, request)
 
     async def close(self) -> None:
@@ -139,15 +170,14 @@ class HttpEmbedder:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        await self._credentials.close()
 
     async def _answer(self, request: EmbeddingRequest) -> Answer:
         """Ask for base64 (17 times cheaper to decode), for floats where that is unknown."""
-        asked_base64 = self._asks_base64
-        answer = await self._send(request, base64=asked_base64)
-        if asked_base64 and embedding_errors.refuses(
-            "encoding_format", answer.status, answer.content
-        ):
-            answer = await self._send(request, base64=False)
+        encoding = self._dialect.encoding if self._asks_base64 else None
+        answer = await self._authorized(request, base64=encoding is not None)
+        if encoding and embedding_errors.refuses(encoding, answer.status, answer.content):
+            answer = await self._authorized(request, base64=False)
             # Remembered only where it helped: the complaint may quote a document.
             self._asks_base64 = self._asks_base64 and answer.status != OK
         return answer
@@ -168,25 +198,29 @@ class HttpEmbedder:
         self.tokens += found.tokens
         return found.vectors
 
-    async def _send(self, request: EmbeddingRequest, *, base64: bool) -> Answer:
-        content = embedding_wire.encode(
-            embedding_wire.RequestBody(
-                model=request.model,
-                input=request.texts,
-                encoding_format="base64" if base64 else None,
-                dimensions=request.dimensions if self._options.send_dimensions else None,
-            )
+    async def _authorized(self, request: EmbeddingRequest, *, base64: bool) -> Answer:
+        """Send a request; once more where the key or token had just been replaced."""
+        body = self._dialect.body(
+            request.model,
+            request.texts,
+            input_type=request.input_type,
+            dimensions=request.dimensions if self._options.send_dimensions else None,
+            encoding="base64" if base64 else None,
         )
-        headers = self._headers(request)
+        content = embedding_wire.encode(body)
+        key = await self._credentials.current()
+        answer = await self._send(content, self._headers(request, key))
+        if answer.status != UNAUTHORIZED:
+            return answer
+        renewed = await self._credentials.renewed(key)
+        if renewed == key:
+            return answer
+        return await self._send(content, self._headers(request, renewed))
+
+    async def _send(self, content: bytes, headers: dict[str, str]) -> Answer:
         try:
             return await self._exchange(content, headers)
-        except _TooLong as error:
-            raise ProviderUnavailable(
-                f"the answer is longer than embedding.max_answer_bytes "
-                f"({self._options.max_answer_bytes})",
-                status=OK,
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, _TooLong) as error:
             raise self._unavailable(error) from error
 
     async def _exchange(self, content: bytes, headers: dict[str, str]) -> Answer:
@@ -240,10 +274,12 @@ class HttpEmbedder:
         too_long = (response.content_length or 0) > limit
         pieces: list[bytes] = []
         size = 0
-        while not too_long and (piece := await response.content.read(PIECE_BYTES)):
-            pieces.append(piece)
-            size += len(piece)
-            too_long = size > limit
+        # The status of an error tells more than that its body broke off.
+        with suppress(*((aiohttp.ClientPayloadError,) if is_error else ())):
+            while not too_long and (piece := await response.content.read(PIECE_BYTES)):
+                pieces.append(piece)
+                size += len(piece)
+                too_long = size > limit
         if too_long:
             response.close()
         if too_long and not is_error:
@@ -275,7 +311,7 @@ class HttpEmbedder:
             )
         return self._session
 
-    def _headers(self, request: EmbeddingRequest) -> dict[str, str]:
+    def _headers(self, request: EmbeddingRequest, key: str | None) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
@@ -283,8 +319,10 @@ class HttpEmbedder:
             "Accept-Encoding": "identity",
             "User-Agent": "embedfleet",
         }
-        if (key := self._key.read()) is not None:
-            headers["Authorization"] = f"Bearer {key}"
+        if key is not None:
+            is_token = self._options.auth != "key"
+            name, value = bearer(key) if is_token else self._dialect.authorization(key)
+            headers[name] = value
         sent = (one for one in request.traceparents if trace_id_of(one) is not None)
         if (traceparent := next(sent, None) or current_traceparent()) is not None:
             headers["traceparent"] = traceparent
@@ -296,9 +334,14 @@ class HttpEmbedder:
             connector = self._session.connector
             if isinstance(connector, aiohttp.TCPConnector):
                 connector.clear_dns_cache()
-        words = _failure(error)[1]
+        code, words = _failure(error)
+        if isinstance(error, _TooLong):
+            limit = self._options.max_answer_bytes
+            return embedding_errors.failure(
+                code, f"the answer is longer than embedding.max_answer_bytes ({limit})"
+            )
         where = f"{self._url.host}:{self._url.port}"
-        return ProviderUnavailable(f"{words}: {where} ({type(error).__name__})")
+        return embedding_errors.failure(code, f"{words}: {where} ({type(error).__name__})")
 
 
 def _failure(error: BaseException) -> tuple[str, str]:
@@ -308,10 +351,23 @@ def _failure(error: BaseException) -> tuple[str, str]:
     return "too_long", "the answer is too long"
 
 
-def _endpoint(address: str) -> URL:
+def _credentials(
+    options: EmbeddingOptions,
+    environ: Mapping[str, str],
+    clock: Callable[[], float],
+    offload: Offload,
+) -> Credentials:
+    if options.auth == "key":
+        return EmbeddingKey(options, environ)
+    # A JSON key file has lines; what is sent of it is checked where it is made.
+    secret = EmbeddingKey(options, environ, check=lambda value, _: value.strip())
+    return BearerTokens(options, secret, clock=clock, offload=offload)
+
+
+def _endpoint(address: str, end: str) -> URL:
     try:
         url = URL(address)
-        path = url.path.rstrip("/") + "/embeddings"
+        path = url.path.rstrip("/") + end
     except ValueError as error:
         raise ConfigError("embedding.url is no URL") from error
     if url.scheme not in {"http", "https"} or not url.host:

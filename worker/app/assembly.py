@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from worker.config import Settings
 from worker.core.lifecycle import Lives
+from worker.core.packing import PackLimits
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.embed import Embed
 from worker.pipeline.ingest import Ingest
@@ -42,9 +43,13 @@ def _unobserved(_name: str, _value: float) -> None:
     """Take no notice."""
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """What a worker talks to."""
+    """What a worker talks to; `limits`: what the provider takes in one request."""
 
     make_source: Callable[[], Source]
     dead_letters: DeadLetters
@@ -53,11 +58,16 @@ class Ports:
     store: Store
     ledger: Ledger
     catalog: Catalog
+    limits: PackLimits | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What a simulation replaces: stop, clocks (seconds), chance in [0, 1), CPU work."""
+    """
+    What a simulation replaces: stop, clocks (seconds), chance in [0, 1), CPU work.
+
+    `is_held` tells that the provider is left alone, so that nothing more is polled.
+    """
 
     stop: asyncio.Event
     clock: Clock
@@ -66,6 +76,7 @@ class Surroundings:
     offload: Offload
     tracing: Tracing = field(default_factory=Tracing)
     observe: Observe = _unobserved
+    is_held: Callable[[], bool] = _never
 
 
 class Worker(NamedTuple):
@@ -115,6 +126,7 @@ def assemble(
         counters=counters,
         clock=around.clock,
         progress_seconds=settings.telemetry.progress_seconds,
+        is_held=around.is_held,
     )
     runner = Runner(
         ports.make_source,
@@ -148,6 +160,7 @@ def _ingest(
         ports.embedder,
         settings.embedding,
         settings.retry,
+        limits=ports.limits,
         counters=counters,
         clock=around.clock,
         jitter=around.jitter,

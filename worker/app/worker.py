@@ -21,6 +21,7 @@ import stamina
 import structlog
 
 from worker.adapters.admin_http import AdminServer
+from worker.adapters.breaker_embedder import BreakerEmbedder
 from worker.adapters.http_embedder import HttpEmbedder
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
@@ -32,6 +33,7 @@ from worker.adapters.pg_migrations import Migrations
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.observation import Observation
+from worker.app.provider import Provider
 from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
 from worker.ports import Embedder, EmbeddingRequest
@@ -93,16 +95,12 @@ async def _main(settings: Settings) -> int:
         async with AsyncExitStack() as stack:
             counters = Counters()
             telemetry = _telemetry(stack, counters)
-            ports = await _until(stop, _open(settings, telemetry, stack))
-            if ports is None:
+            opened = await _until(stop, _open(settings, telemetry, stack))
+            if opened is None:
                 return 0
-            worker = assemble(
-                settings,
-                ports,
-                _surroundings(settings, stop, telemetry),
-                counters,
-                owner=_owner(),
-            )
+            ports, breaker = opened
+            around = _surroundings(settings, stop, telemetry, breaker)
+            worker = assemble(settings, ports, around, counters, owner=_owner())
             await _observe(settings, worker, telemetry, stack)
             log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
             await worker.runner.run()
@@ -156,7 +154,9 @@ def _telemetry(stack: AsyncExitStack, counters: Counters) -> Telemetry:
     return telemetry
 
 
-async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack) -> Ports:
+async def _open(
+    settings: Settings, telemetry: Telemetry, stack: AsyncExitStack
+) -> tuple[Ports, BreakerEmbedder]:
     """Open what a worker talks to; Kafka's group is joined by the runner."""
     database = await _database(settings)
     stack.push_async_callback(database.close)
@@ -177,15 +177,25 @@ async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack)
     await _check_dimensions(catalog, embedder)
     dead_letters = KafkaDeadLetters(settings.kafka)
     stack.push_async_callback(dead_letters.close)
-    return Ports(
+    provider = Provider(
+        embedder,
+        settings.embedding,
+        settings.breaker,
+        clock=time.monotonic,
+        jitter=random.random,
+    )
+    telemetry.observe("breaker_open", lambda: int(provider.breaker.is_open))
+    ports = Ports(
         make_source=lambda: KafkaSource(settings.kafka),
         dead_letters=dead_letters,
-        embedder=embedder,
+        embedder=provider.embedder,
         claims=claims,
         store=PgvectorStore(database),
         ledger=PostgresLedger(database),
         catalog=catalog,
+        limits=embedder.limits,
     )
+    return ports, provider.breaker
 
 
 async def _database(settings: Settings) -> Database:
@@ -227,7 +237,7 @@ async def _check_dimensions(catalog: PostgresCatalog, embedder: Embedder) -> Non
 
 
 def _surroundings(
-    settings: Settings, stop: asyncio.Event, telemetry: Telemetry
+    settings: Settings, stop: asyncio.Event, telemetry: Telemetry, breaker: BreakerEmbedder
 ) -> Surroundings:
     executor = ThreadPoolExecutor(settings.ingest.cpu_threads, thread_name_prefix="cpu")
     loop = asyncio.get_running_loop()
@@ -243,6 +253,7 @@ def _surroundings(
         offload=offload,
         tracing=telemetry.tracing,
         observe=telemetry.record,
+        is_held=lambda: breaker.is_open,
     )
 
 

@@ -64,7 +64,7 @@ class Sources:
         """Add to a command's arguments what its flags do not say, and check it all."""
         del app, commands
         known = {".".join(one.keys): one for one in arguments if one.keys and not one.children}
-        if known.keys() != all_settings().keys():
+        if not known.keys() >= all_settings().keys():
             return
         values: dict[str, Any] = {}
         for name, setting in all_settings().items():

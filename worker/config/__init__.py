@@ -9,117 +9,34 @@ where they are defined, with the reason.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from worker.config.about import about
+from worker.config.kafka import KafkaOptions
 from worker.errors import ConfigError
 
+__all__ = [
+    "BreakerOptions",
+    "DatabaseOptions",
+    "DialectName",
+    "EmbeddingOptions",
+    "IngestOptions",
+    "KafkaOptions",
+    "QueueOptions",
+    "RetryOptions",
+    "Settings",
+    "TelemetryOptions",
+    "about",
+]
 
-def about(description: str, **bounds: Any) -> Meta:
-    """Return what a setting means, and its bounds."""
-    return Meta(description=description, **bounds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KafkaOptions:
-    """The broker, the topics, and the timers of the consumer group."""
-
-    bootstrap_servers: Annotated[
-        str, about("host:port[,host:port]; KAFKA_BOOTSTRAP_SERVERS is accepted too.")
-    ] = "localhost:9092"
-    topics: Annotated[tuple[str, ...], about("Document topics to consume.", min_length=1)] = (
-        "documents",
-    )
-    dead_letter_topic: Annotated[str, about("Where records go that cannot pass.")] = (
-        "documents.dead-letters"
-    )
-    group: Annotated[str, about("The consumer group: one fleet.")] = "embedfleet"
-    client_id: Annotated[str, about("How brokers name this client in their logs.")] = (
-        "embedfleet"
-    )
-    security_protocol: Annotated[
-        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
-        about("As in Kafka's clients."),
-    ] = "PLAINTEXT"
-    tls_ca_file: Annotated[Path | None, about("CA that signed the broker's certificate.")] = (
-        None
-    )
-    tls_certificate_file: Annotated[Path | None, about("Client certificate, for mTLS.")] = None
-    tls_key_file: Annotated[Path | None, about("Key of the client certificate.")] = None
-    sasl_mechanism: Annotated[
-        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None,
-        about("Needed by the SASL protocols."),
-    ] = None
-    sasl_username: Annotated[str | None, about("For PLAIN and SCRAM.")] = None
-    sasl_password_variable: Annotated[
-        str | None, about("Name of the variable that holds the password.")
-    ] = None
-    sasl_password_file: Annotated[Path | None, about("File that holds the password.")] = None
-    sasl_token_file: Annotated[
-        Path | None, about("File that holds the OAUTHBEARER token; read at every log-in.")
-    ] = None
-    heartbeat_seconds: Annotated[
-        float, about("A rebalance is noticed within this time.", gt=0)
-    ] = 3
-    drain_seconds: Annotated[
-        float, about("What a revoked or stopping worker has to finish what it began.", gt=0)
-    ] = 20
-    rebalance_seconds: Annotated[
-        float, about("What the group waits for a member to drain.", gt=0)
-    ] = 30
-    request_seconds: Annotated[
-        float, about("Time limit of one request; joining the group is one.", gt=0)
-    ] = 40
-    session_seconds: Annotated[
-        float, about("A worker silent for longer is out of the group (KIP-735).", gt=0)
-    ] = 45
-    max_poll_interval_seconds: Annotated[
-        float, about("A worker that polls nothing for longer leaves the group.", gt=0)
-    ] = 300
-    max_poll_records: Annotated[
-        int, about("Records per partition and poll; more starves the others.", ge=1, le=10_000)
-    ] = 64
-    max_partition_fetch_bytes: Annotated[
-        int, about("Fetch buffer of one partition.", ge=1024)
-    ] = 1024 * 1024
-    commit_interval_seconds: Annotated[
-        float,
-        about("How often progress is written; bounds what a crash re-reads.", gt=0, le=60),
-    ] = 1
-
-    def __post_init__(self) -> None:
-        """Refuse timers that make a group rebalance for ever."""
-        if self.heartbeat_seconds * 3 > self.session_seconds:
-            raise ConfigError(
-                "kafka.heartbeat_seconds must be at most a third of kafka.session_seconds, "
-                "or one lost heartbeat expels the worker"
-            )
-        if self.drain_seconds + 5 > self.rebalance_seconds:
-            raise ConfigError(
-                f"kafka.drain_seconds ({self.drain_seconds:g}) + 5 must not exceed "
-                f"kafka.rebalance_seconds ({self.rebalance_seconds:g}), "
-                "or two workers evict each other for ever"
-            )
-        if self.rebalance_seconds >= self.request_seconds:
-            raise ConfigError(
-                "kafka.rebalance_seconds must be below kafka.request_seconds, "
-                "or joining the group is given up while others still drain"
-            )
-        if self.request_seconds > self.session_seconds:
-            raise ConfigError("kafka.request_seconds must not exceed kafka.session_seconds")
-        if self.max_poll_interval_seconds <= self.heartbeat_seconds:
-            raise ConfigError(
-                "kafka.max_poll_interval_seconds must exceed kafka.heartbeat_seconds"
-            )
-        if self.security_protocol.startswith("SASL") and self.sasl_mechanism is None:
-            raise ConfigError(
-                f"kafka.security_protocol {self.security_protocol} needs kafka.sasl_mechanism"
-            )
-        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            raise ConfigError(
-                "kafka.tls_certificate_file and kafka.tls_key_file come together or not at all"
-            )
+# fmt: off
+DialectName = Literal[
+    "openai", "azure", "mistral", "voyage", "jina",
+    "tei", "vllm", "ollama", "litellm", "generic",
+]
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,12 +105,32 @@ class EmbeddingOptions:
     url: Annotated[str, about("Up to and with /v1; OPENAI_BASE_URL is accepted too.")] = (
         "https://api.openai.com/v1"
     )
+    dialect: Annotated[
+        DialectName, about("Whose fields, limits and errors to expect of it.")
+    ] = "openai"
     api_key_variable: Annotated[
         str | None, about("Name of the variable that holds the key; none set: no key is sent.")
     ] = "OPENAI_API_KEY"
     api_key_file: Annotated[Path | None, about("File that holds the key, read on change.")] = (
         None
     )
+    auth: Annotated[
+        Literal["key", "client_credentials", "service_account"],
+        about("Send the key, or a token for it: it is a client's secret, or a JSON key file."),
+    ] = "key"
+    token_url: Annotated[
+        str | None, about("OAuth2 token endpoint; none: the one that the JSON key file names.")
+    ] = None
+    token_scope: Annotated[str | None, about("Scope to ask a token for.")] = None
+    client_id: Annotated[
+        str | None, about("OAuth2 client; of a service account the subject, if one is wanted.")
+    ] = None
+    requests_per_minute: Annotated[
+        int | None, about("The provider's quota of requests, for this worker.", ge=1)
+    ] = None
+    tokens_per_minute: Annotated[
+        int | None, about("The provider's quota of tokens, for this worker.", ge=1)
+    ] = None
     concurrency: Annotated[
         int,
         about("Requests in flight at most; aligned with the provider's quota.", ge=1, le=200),
@@ -232,6 +169,11 @@ class EmbeddingOptions:
             raise ConfigError(
                 "embedding.connections_per_host must not exceed embedding.connections"
             )
+        if self.auth == "client_credentials" and not (self.token_url and self.client_id):
+            raise ConfigError(
+                "embedding.auth client_credentials needs embedding.token_url and "
+                "embedding.client_id"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +195,41 @@ class RetryOptions:
         if self.throttle_base_seconds > self.throttle_cap_seconds:
             raise ConfigError(
                 "retry.throttle_base_seconds must not exceed retry.throttle_cap_seconds"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakerOptions:
+    """When the provider is left alone, and for how long."""
+
+    failure_rate: Annotated[
+        float, about("Share of failed calls that opens the breaker.", gt=0, le=1)
+    ] = 0.5
+    min_calls: Annotated[
+        int, about("Fewer calls in the window say nothing about the rate.", ge=1)
+    ] = 20
+    window_seconds: Annotated[float, about("Calls that ended in it count.", gt=0)] = 10
+    min_open_seconds: Annotated[
+        float, about("First open time; it doubles with each failed probe.", gt=0)
+    ] = 0.1
+    max_open_seconds: Annotated[float, about("Longest open time.", gt=0)] = 5
+    jitter: Annotated[
+        Literal["equal", "full"],
+        about("Of the open time: half and anything up to the other half, or anything."),
+    ] = "equal"
+    park_seconds: Annotated[
+        float,
+        about("Open time where key, quota, model or address are wrong.", gt=0),
+    ] = 30
+    park_hint_seconds: Annotated[
+        float, about("A provider that asks to wait for longer is left alone until then.", ge=0)
+    ] = 120
+
+    def __post_init__(self) -> None:
+        """Refuse a first open time above the longest."""
+        if self.min_open_seconds > self.max_open_seconds:
+            raise ConfigError(
+                "breaker.min_open_seconds must not exceed breaker.max_open_seconds"
             )
 
 
@@ -288,7 +265,7 @@ class IngestOptions:
         Literal["replace", "dead_letter"], about("What a U+0000 in a text gets.")
     ] = "replace"
     document_timeout_seconds: Annotated[
-        float, about("One pass of a document; it is queued again after it.", gt=0)
+        float, about("A pass without a new vector for longer is queued again.", gt=0)
     ] = 300
     unknown_collection_grace_seconds: Annotated[
         float, about("How long an unknown collection is looked up again.", ge=0)
@@ -346,6 +323,7 @@ class Settings:
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
     retry: RetryOptions = field(default_factory=RetryOptions)
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
     queue: QueueOptions = field(default_factory=QueueOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)
     telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)

@@ -12,12 +12,10 @@ has no effect; an open time that nobody asked for is at most `max_open_seconds`.
 """
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
-from worker.config import about
-from worker.errors import ConfigError
+from worker.config import BreakerOptions
 
 # While a probe is under way, its end is looked for this often: asking costs no request, and
 # after a good probe all go on within this time.
@@ -25,41 +23,6 @@ PROBE_POLL_SECONDS = 0.25
 
 # 2 ** 64 times any time is above any cap, and 2.0 ** 1024 overflows.
 _MAX_DOUBLINGS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class BreakerOptions:
-    """When the provider is left alone, and for how long."""
-
-    failure_rate: Annotated[
-        float, about("Share of failed calls that opens the breaker.", gt=0, le=1)
-    ] = 0.5
-    min_calls: Annotated[
-        int, about("Fewer calls in the window say nothing about the rate.", ge=1)
-    ] = 20
-    window_seconds: Annotated[float, about("Calls that ended in it count.", gt=0)] = 10
-    min_open_seconds: Annotated[
-        float, about("First open time; it doubles with each failed probe.", gt=0)
-    ] = 0.1
-    max_open_seconds: Annotated[float, about("Longest open time.", gt=0)] = 5
-    jitter: Annotated[
-        Literal["equal", "full"],
-        about("Of the open time: half and anything up to the other half, or anything."),
-    ] = "equal"
-    park_seconds: Annotated[
-        float,
-        about("Open time where key, quota, model or address are wrong.", gt=0),
-    ] = 30
-    park_hint_seconds: Annotated[
-        float, about("A provider that asks to wait for longer is left alone until then.", ge=0)
-    ] = 120
-
-    def __post_init__(self) -> None:
-        """Refuse a first open time above the longest."""
-        if self.min_open_seconds > self.max_open_seconds:
-            raise ConfigError(
-                "breaker.min_open_seconds must not exceed breaker.max_open_seconds"
-            )
 
 
 class State(Enum):

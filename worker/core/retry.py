@@ -17,7 +17,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from worker.config import RetryOptions
-from worker.errors import RateLimited, TransientError
+from worker.errors import ProviderUnavailable, RateLimited, TransientError
 
 # A longer hint is no hint: Azure has been seen to ask for 86,400 s, others send timestamps.
 MAX_HINT_SECONDS = 86_400.0
@@ -59,19 +59,24 @@ def decide(
         wait = _back_off(options.throttle_base_seconds, options.throttle_cap_seconds, attempt)
         # The greater one: so a negative hint is none.
         return Retry(max(jitter * wait, _hint(error)), counts=False)
-    if attempt >= options.max_attempts:
+    if attempt >= options.max_attempts or _is_final(error):
         return None
     wait = _back_off(options.base_seconds, options.cap_seconds, attempt)
-    return Retry(jitter * wait, counts=True)
+    return Retry(max(jitter * wait, _hint(error)), counts=True)
+
+
+def _is_final(error: TransientError) -> bool:
+    """Tell whether the provider itself says that another try makes no sense."""
+    return isinstance(error, ProviderUnavailable) and error.should_retry is False
 
 
 def _back_off(first_seconds: float, cap_seconds: float, attempt: int) -> float:
     return min(cap_seconds, first_seconds * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))
 
 
-def _hint(error: RateLimited) -> float:
+def _hint(error: TransientError) -> float:
     """Return the provider's hint, 0 for one that makes no sense (nan is not <= anything)."""
-    hint = error.retry_after_seconds
+    hint = error.retry_after_seconds if isinstance(error, ProviderUnavailable) else None
     return hint if hint is not None and hint <= MAX_HINT_SECONDS else 0.0
 
 

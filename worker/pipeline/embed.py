@@ -21,11 +21,13 @@ from itertools import groupby
 from schemas.dead_letter import Reason
 from worker.config import EmbeddingOptions, RetryOptions
 from worker.core import retry
+from worker.core.bisection import Bisection
 from worker.core.model import ChangeSet, ChunkId, Collection, DocumentKey, Vector, Work
 from worker.core.packing import PackLimits, Weight, estimate_tokens, take
 from worker.core.vector_cache import VectorCache, VectorKey
 from worker.errors import (
     BadOutput,
+    BreakerOpen,
     PermanentError,
     ProviderUnavailable,
     RateLimited,
@@ -58,6 +60,11 @@ class _Tries:
         self._failed = 0
         self._throttled = 0
 
+    def forgive(self, now: float) -> None:
+        """Begin to count anew."""
+        self.since = now
+        self._failed = 0
+
     def count(self, error: ProviderUnavailable) -> int:
         """Count a failed try and return which one of its kind it is."""
         if isinstance(error, RateLimited):
@@ -76,6 +83,7 @@ class Embed:
         options: EmbeddingOptions,
         retries: RetryOptions,
         *,
+        limits: PackLimits | None,
         counters: Counters,
         clock: Clock,
         jitter: Callable[[], float],
@@ -96,7 +104,7 @@ class Embed:
         self._spawn = spawn
         self._concurrency = options.concurrency
         self._sending = asyncio.Semaphore(options.concurrency)
-        self._limits = PackLimits(
+        self._limits = limits or PackLimits(
             max_inputs=options.max_inputs,
             max_tokens=options.max_request_tokens,
             max_bytes=options.max_request_bytes,
@@ -224,31 +232,39 @@ class Embed:
             try:
                 vectors = await self._embed(_request_of(pieces))
             except RejectedInput as error:
-                return await self._apart(pieces, error)
+                return await self._bisect(pieces, error)
             except ProviderUnavailable as error:
-                again = retry.decide(error, tries.count(error), self._retries, self._jitter())
-                if again is None and self._answered_at > tries.since:
+                wait_seconds = self._patience_seconds(error, tries)
+                if wait_seconds is None:
                     return await self._apart(pieces, _exhausted(error))
-                if again is None:  # it answers nobody: nothing is charged, everything waits
-                    tries = _Tries(self._clock())
-                self._counters.retries += 1
-                await asyncio.sleep(self._wait_seconds(error, again))
+                await asyncio.sleep(wait_seconds)
                 if not any(piece.waiters for piece in pieces):
                     self._forget(pieces)
                     return [error] * len(pieces)
             else:
-                self._answered_at = self._clock()
-                self.answers += 1
-                self._budget.deposit()
-                self._counters.chunks_embedded_total += len(pieces)
-                return list(vectors)
+                return self._bought(vectors)
 
-    def _wait_seconds(self, error: ProviderUnavailable, again: retry.Retry | None) -> float:
+    def _bought(self, vectors: list[Vector]) -> list[Vector | BaseException]:
+        self._answered_at = self._clock()
+        self.answers += 1
+        self._budget.deposit()
+        self._counters.chunks_embedded_total += len(vectors)
+        return list(vectors)
+
+    def _patience_seconds(self, error: ProviderUnavailable, tries: _Tries) -> float | None:
+        """Return when to try again; None where others are answered and this one never is."""
+        if isinstance(error, BreakerOpen):  # nobody was asked: nothing is charged
+            return error.retry_after_seconds or self._retries.base_seconds
+        again = retry.decide(error, tries.count(error), self._retries, self._jitter())
         patience = self._jitter() * self._retries.cap_seconds
-        if again is None:
-            return patience
-        may_retry = self._budget.withdraw(retry.retry_cost(error))
-        return again.wait_seconds if may_retry else max(again.wait_seconds, patience)
+        self._counters.retries += 1
+        if again is not None:
+            may_retry = self._budget.withdraw(retry.retry_cost(error))
+            return again.wait_seconds if may_retry else max(again.wait_seconds, patience)
+        if self._answered_at > tries.since:
+            return None
+        tries.forgive(self._clock())  # it answers nobody: everything waits
+        return patience
 
     async def _embed(self, request: EmbeddingRequest) -> list[Vector]:
         attributes: dict[str, str | int] = {
@@ -258,6 +274,32 @@ class Embed:
         async with self._sending:
             with self._tracing.batch_span("embeddings", request.traceparents, attributes):
                 return await self._embedder.embed(request)
+
+    async def _bisect(
+        self, pieces: list[Piece], error: RejectedInput
+    ) -> list[Vector | BaseException]:
+        """Find out which texts of a refused request are to blame; the others are bought."""
+        answers: list[Vector | BaseException] = [error] * len(pieces)
+        search = Bisection(len(pieces))
+        while not search.is_done:
+            for part in search.take():
+                found = await self._part(pieces[part.start : part.stop])
+                if found is None:
+                    search.refused(part)
+                else:
+                    search.accepted(part)
+                    answers[part.start : part.stop] = found
+        return answers
+
+    async def _part(self, pieces: list[Piece]) -> list[Vector | BaseException] | None:
+        """Send a part of a refused request; None where it is refused as well."""
+        try:
+            vectors = await self._embed(_request_of(pieces))
+        except RejectedInput:
+            return None
+        except ProviderUnavailable:
+            return await self._request(pieces)
+        return self._bought(vectors)
 
     async def _apart(
         self, pieces: list[Piece], error: PermanentError

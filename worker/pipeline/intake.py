@@ -3,12 +3,13 @@ Records come in: tracked, decoded, queued.
 
 Owns the poll loop. Every record of a batch is tracked in the same step in which the batch was
 taken, before anything is awaited, and only this loop says how far a partition is handed out
-(protocol, change 6). Back-pressure: while the queue is full no partition is asked for.
-A record that cannot be decoded becomes a work as well, so that it is counted, bounded and
-settled like any other.
+(protocol, change 6). Back-pressure: while the queue is full, or the provider is left alone, no
+partition is asked for. A record that cannot be decoded becomes a work as well, so that it is
+counted, bounded and settled like any other.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -38,6 +39,7 @@ class Intake:
         counters: Counters,
         clock: Clock,
         progress_seconds: float,
+        is_held: Callable[[], bool],
     ) -> None:
         self._dispatch = dispatch
         self._lives = lives
@@ -45,6 +47,7 @@ class Intake:
         self._counters = counters
         self._clock = clock
         self._progress_seconds = progress_seconds
+        self._is_held = is_held
         self._moved_at = clock()
         self.turned_at = clock()
 
@@ -77,7 +80,9 @@ class Intake:
         return has_delivered
 
     def _wanted(self) -> list[Partition]:
-        if not self._dispatch.room.is_set():
+        # Held, but with nothing to do: then go on, or nobody would ever try the provider.
+        is_held = self._is_held() and self._dispatch.scheduler.documents > 0
+        if is_held or not self._dispatch.room.is_set():
             return []
         return [life.partition for life in self._lives.in_phase(Phase.RUNNING)]
 

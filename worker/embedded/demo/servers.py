@@ -113,7 +113,7 @@ class Servers:
             ConfigError: one cannot be had, or the folder holds an earlier demonstration, whose
                 events the ledger would find too many.
         """
-        if (self.folder / "postgres").exists():
+        if any((self.folder / name).exists() for name in ("kafka", "postgres")):
             raise ConfigError(
                 f"{self.folder} holds the data of an earlier demonstration: "
                 "name another folder, or remove it"

@@ -1,0 +1,241 @@
+"""Every failure of a provider has a class; what is about all documents is never about one."""
+
+import doctest
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.config import DialectName
+from worker.core import taxonomy
+from worker.core.taxonomy import (
+    TABLE,
+    ErrorAnswer,
+    FailureClass,
+    classify,
+    classify_failure,
+)
+
+CONTENT, THROTTLE, QUOTA, TRANSIENT, AUTH, CONFIG, BAD_OUTPUT = FailureClass
+DIALECTS = get_args(DialectName)
+QUOTED = "a text that says: invalid api key, model not found, Budget has been exceeded"
+
+
+def test_the_story_in_the_docstrings_is_true():
+    failed, attempted = doctest.testmod(taxonomy)
+    assert attempted > 0
+    assert failed == 0
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    ("answer", "meaning"),
+    [
+        (ErrorAnswer(400), CONTENT),
+        (ErrorAnswer(413), CONTENT),
+        (ErrorAnswer(422), CONTENT),
+        (ErrorAnswer(400, code="content_filter", param="prompt"), CONTENT),
+        (ErrorAnswer(400, code="content_filter", param="safety"), CONTENT),
+        (ErrorAnswer(400, code="context_length_exceeded"), CONTENT),
+        (ErrorAnswer(400, param="input"), CONTENT),
+        (ErrorAnswer(400, param="input.0"), CONTENT),
+        (ErrorAnswer(422, type="Tokenizer"), CONTENT),
+        (ErrorAnswer(400, type="Empty"), CONTENT),
+        (ErrorAnswer(400, message="the text is too long"), CONTENT),
+        (ErrorAnswer(400, message=f"this is no good: '{QUOTED}'"), CONTENT),
+        (ErrorAnswer(400, message=f"{'x' * 60} {QUOTED}"), CONTENT),
+        (ErrorAnswer(400, should_retry=False), CONTENT),
+        (ErrorAnswer(400, should_retry=True), TRANSIENT),
+        (ErrorAnswer(429), THROTTLE),
+        (ErrorAnswer(429, hinted=True), THROTTLE),
+        (ErrorAnswer(429, code="rate_limit_exceeded", type="tokens"), THROTTLE),
+        (ErrorAnswer(429, type="Overloaded"), THROTTLE),
+        (ErrorAnswer(429, type="RESOURCE_EXHAUSTED"), THROTTLE),
+        (ErrorAnswer(429, message="You exceeded your current quota"), THROTTLE),
+        (ErrorAnswer(503, hinted=True), THROTTLE),
+        (ErrorAnswer(429, code="insufficient_quota"), QUOTA),
+        (ErrorAnswer(429, type="insufficient_quota"), QUOTA),
+        (ErrorAnswer(429, code="insufficient_quota", hinted=True), QUOTA),
+        (ErrorAnswer(429, type="budget_exceeded"), QUOTA),
+        (ErrorAnswer(400, code="billing_hard_limit_reached"), QUOTA),
+        (ErrorAnswer(403, code="quota_exceeded"), QUOTA),
+        (ErrorAnswer(402), QUOTA),
+        (ErrorAnswer(408), TRANSIENT),
+        (ErrorAnswer(409), TRANSIENT),
+        (ErrorAnswer(424, type="Backend"), TRANSIENT),
+        (ErrorAnswer(425), TRANSIENT),
+        (ErrorAnswer(500), TRANSIENT),
+        (ErrorAnswer(500, code="model_not_found"), TRANSIENT),
+        (ErrorAnswer(502), TRANSIENT),
+        (ErrorAnswer(503, type="Unhealthy"), TRANSIENT),
+        (ErrorAnswer(504), TRANSIENT),
+        (ErrorAnswer(529), TRANSIENT),
+        (ErrorAnswer(418), TRANSIENT),
+        (ErrorAnswer(451), TRANSIENT),
+        (ErrorAnswer(401), AUTH),
+        (ErrorAnswer(401, should_retry=True), AUTH),
+        (ErrorAnswer(403), AUTH),
+        (ErrorAnswer(498), AUTH),
+        (ErrorAnswer(400, code="invalid_api_key"), AUTH),
+        (ErrorAnswer(400, message="Incorrect API key provided: sk-..."), AUTH),
+        (ErrorAnswer(400, code="API_KEY_INVALID"), AUTH),
+        (ErrorAnswer(301), CONFIG),
+        (ErrorAnswer(307), CONFIG),
+        (ErrorAnswer(404), CONFIG),
+        (ErrorAnswer(404, code="DeploymentNotFound"), CONFIG),
+        (ErrorAnswer(405), CONFIG),
+        (ErrorAnswer(501), CONFIG),
+        (ErrorAnswer(400, code="model_not_found"), CONFIG),
+        (ErrorAnswer(400, code="OperationNotSupported"), CONFIG),
+        (ErrorAnswer(400, type="invalid_model", code="1500"), CONFIG),
+        (ErrorAnswer(400, param="dimensions"), CONFIG),
+        (ErrorAnswer(422, param="model"), CONFIG),
+        (ErrorAnswer(400, message="Unrecognized request argument supplied: x"), CONFIG),
+        (ErrorAnswer(400, message="The model `x` does not exist"), CONFIG),
+        (ErrorAnswer(204), BAD_OUTPUT),
+    ],
+)
+def test_an_answer_means_the_same_in_every_dialect(
+    dialect: DialectName, answer: ErrorAnswer, meaning: FailureClass
+):
+    assert classify(dialect, answer) is meaning
+
+
+OWN_ROWS = [
+    ("litellm", ErrorAnswer(400, message="Budget has been exceeded! Current cost: 1"), QUOTA),
+    (
+        "litellm",
+        ErrorAnswer(
+            400, message="litellm.BadRequestError: OpenAIException - Budget has been exceeded!"
+        ),
+        QUOTA,
+    ),
+    ("litellm", ErrorAnswer(400, message="ExceededBudget: End User=x over budget."), QUOTA),
+    ("litellm", ErrorAnswer(400, message="litellm.UnsupportedParamsError: Setting x"), CONFIG),
+    (
+        "litellm",
+        ErrorAnswer(400, message="litellm.BadRequestError: LLM Provider NOT provided. Pass"),
+        CONFIG,
+    ),
+    ("voyage", ErrorAnswer(400, message="Model voyage-0 is not supported. Supported"), CONFIG),
+    (
+        "jina",
+        ErrorAnswer(422, message="[RID: 1a2b] Validation error: 'body -> model' unknown"),
+        CONFIG,
+    ),
+    (
+        "vllm",
+        ErrorAnswer(400, message='Model "e5" does not support matryoshka representation'),
+        CONFIG,
+    ),
+]
+
+
+@pytest.mark.parametrize(("dialect", "answer", "meaning"), OWN_ROWS)
+def test_a_dialect_has_rows_of_its_own(
+    dialect: DialectName, answer: ErrorAnswer, meaning: FailureClass
+):
+    assert classify(dialect, answer) is meaning
+    assert classify("openai", answer) is CONTENT
+
+
+@pytest.mark.parametrize(
+    ("dialect", "message"),
+    [
+        ("litellm", "litellm.BadRequestError: the text 'Budget has been exceeded' is refused"),
+        ("voyage", "Request to model 'voyage-3' failed. The max allowed tokens per batch is"),
+        ("jina", "[RID: 1] Validation error: 'body -> jina-embeddings-v4' Each input list can"),
+        ("jina", "[RID: 1] Validation error: 'body -> input' is too long"),
+        (
+            "vllm",
+            "This model's maximum context length is 512 tokens, does not support matryoshka",
+        ),
+        ("mistral", "Too many tokens in batch. Max is 16384 got 17555"),
+        ("ollama", "the input length exceeds the context length"),
+    ],
+)
+def test_a_complaint_about_the_texts_is_content(dialect: DialectName, message: str):
+    assert classify(dialect, ErrorAnswer(400, message=message)) is CONTENT
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        ("connect", TRANSIENT),
+        ("timeout", TRANSIENT),
+        ("disconnected", TRANSIENT),
+        ("tls", TRANSIENT),
+        ("certificate", CONFIG),
+        ("address", CONFIG),
+        ("truncated", BAD_OUTPUT),
+        ("too_long", BAD_OUTPUT),
+        ("wrong_answer", BAD_OUTPUT),
+        ("what nobody knows", TRANSIENT),
+    ],
+)
+def test_a_failure_without_an_answer_has_a_class(code: str, meaning: FailureClass):
+    assert classify_failure(code) is meaning
+
+
+def test_every_failure_of_the_transport_has_a_row():
+    from worker.adapters.http_embedder import FAILURES
+
+    known = {code for row in TABLE for code in row.failures}
+    assert {code for _, code, _ in FAILURES} | {"too_long", "wrong_answer"} == known
+
+
+def test_every_class_has_a_row_and_a_reaction():
+    assert {row.meaning for row in TABLE} == set(FailureClass)
+    assert all(one.reaction.endswith(".") for one in FailureClass)
+
+
+def test_no_row_is_dead():
+    """Each row is the first that fits for some answer, or names a failure."""
+    answers = [
+        (dialect, ErrorAnswer(status, code, hinted=hinted))
+        for dialect in DIALECTS
+        for status in (*range(201, 600), 700)
+        for code in ("", "insufficient_quota", "quota", "api_key", "content_filter")
+        for hinted in (False, True)
+    ]
+    answers += [
+        (dialect, ErrorAnswer(400, param="dimensions", code=code, should_retry=retry))
+        for dialect in DIALECTS
+        for code in ("", "model_not_found")
+        for retry in (None, True)
+    ]
+    answers += [("openai", ErrorAnswer(400, message="unauthorized"))]
+    answers += [("openai", ErrorAnswer(400, message="unknown parameter: x"))]
+    answers += [(dialect, answer) for dialect, answer, _ in OWN_ROWS]
+    first = {next(i for i, row in enumerate(TABLE) if row.fits(*one)) for one in answers}
+    assert first | {i for i, row in enumerate(TABLE) if row.failures} == set(range(len(TABLE)))
+
+
+TEXTS = st.text(max_size=300)
+
+
+@given(
+    st.sampled_from(DIALECTS),
+    st.builds(
+        ErrorAnswer,
+        status=st.integers(-1, 2000),
+        code=TEXTS,
+        type=TEXTS,
+        param=st.none() | TEXTS,
+        message=TEXTS,
+        hinted=st.booleans(),
+        should_retry=st.none() | st.booleans(),
+    ),
+)
+def test_whatever_is_answered_has_a_class(dialect: DialectName, answer: ErrorAnswer):
+    assert classify(dialect, answer) in FailureClass
+
+
+@given(st.sampled_from(DIALECTS), st.integers(100, 999), TEXTS)
+def test_only_the_statuses_about_a_request_blame_its_texts(
+    dialect: DialectName, status: int, message: str
+):
+    """An outage is not poison, whatever its prose says."""
+    meaning = classify(dialect, ErrorAnswer(status, message=message))
+    assert meaning is not CONTENT or status in {400, 413, 422}

@@ -1,0 +1,66 @@
+"""
+The port `Embedder` within its provider's quota: no faster than told, no wider than it bears.
+
+Owns the turn of the callers: each waits for quota (requests and tokens a minute) and for room
+under the adaptive limit, in order, and only then is the embedder behind it called. So waiting
+for quota never looks like a slow provider, and a breaker behind it sees calls, not queues.
+Never retries; every error of the embedder passes through as it is.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from worker.core.limits import AdaptiveLimit, RateLimits
+from worker.core.model import Vector
+from worker.core.packing import estimate_tokens
+from worker.errors import RateLimited, RejectedInput
+from worker.ports import Clock, Embedder, EmbeddingRequest
+
+
+class LimitedEmbedder:
+    """An embedder that is called at a rate and a width that its provider answers."""
+
+    def __init__(
+        self, embedder: Embedder, limit: AdaptiveLimit, rates: RateLimits, *, clock: Clock
+    ) -> None:
+        self._embedder = embedder
+        self._limit = limit
+        self._rates = rates
+        self._clock = clock
+        # Fair: who came first has the first turn.
+        self._turn = asyncio.Lock()
+        self._room = asyncio.Event()
+
+    async def embed(self, request: EmbeddingRequest) -> list[Vector]:
+        """Return one vector a text, in order; raises what the embedder behind it raises."""
+        begun = await self._begin(sum(map(estimate_tokens, request.texts)))
+        end: Callable[[int], None] = self._limit.ended
+        try:
+            vectors = await self._embedder.embed(request)
+            end = self._limit.answered
+        except RejectedInput:
+            end = self._limit.answered
+            raise
+        except RateLimited as error:
+            end = self._limit.throttled
+            self._rates.pause(error.retry_after_seconds or 0.0, self._clock())
+            raise
+        else:
+            return vectors
+        finally:
+            end(begun)
+            self._room.set()
+
+    async def close(self) -> None:
+        """Close the embedder behind it."""
+        await self._embedder.close()
+
+    async def _begin(self, tokens: int) -> int:
+        async with self._turn:
+            # Again after each wait: a new limit holds at once, nothing is taken in between.
+            while wait_seconds := self._rates.reserve(tokens, self._clock()):  # noqa: ASYNC110
+                await asyncio.sleep(wait_seconds)
+            while not self._limit.has_room:
+                self._room.clear()
+                await self._room.wait()
+            return self._limit.begin()

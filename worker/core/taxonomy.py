@@ -1,0 +1,331 @@
+"""
+What each failure of an embedding provider means: one table.
+
+Owns the classes of failures with what the worker does about each, and the rows that tell
+which is which: by status, machine-readable codes, the parameter complained about, the dialect,
+or how the transport failed. The first row that matches decides. Only what is about the texts
+is `CONTENT`: a wrong key, model, quota or parameter concerns every document alike.
+
+Invariant: every answer has a class. What no row knows is transient: a provider that answers
+everybody so is an outage, and a text that alone causes it is given up after its attempts.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from worker.config import DialectName
+
+
+class FailureClass(StrEnum):
+    """What kind of failure it is: by what happens next."""
+
+    CONTENT = "content"
+    THROTTLE = "throttle"
+    QUOTA = "quota"
+    TRANSIENT = "transient"
+    AUTH = "auth"
+    CONFIG = "config"
+    BAD_OUTPUT = "bad_output"
+
+    @property
+    def reaction(self) -> str:
+        """What the worker does about it."""
+        return _REACTIONS[self]
+
+
+_REACTIONS = {
+    FailureClass.CONTENT: (
+        "Asks again for parts of the request until the text is found; its document alone is "
+        "dead-lettered as `rejected_input`."
+    ),
+    FailureClass.THROTTLE: (
+        "Waits as long as the provider asks, and sends less at once; costs a document no "
+        "attempt."
+    ),
+    FailureClass.QUOTA: (
+        "Pauses and raises an alarm; nothing is dead-lettered. Goes on by itself once the "
+        "account is funded."
+    ),
+    FailureClass.TRANSIENT: (
+        "Tries again after a growing wait, up to `retry.max_attempts`. While the provider "
+        "answers nobody, it pauses and nothing is dead-lettered."
+    ),
+    FailureClass.AUTH: (
+        "Reads the key or fetches a token anew and asks once more; then as config."
+    ),
+    FailureClass.CONFIG: (
+        "Pauses and raises an alarm that names what to check; nothing is dead-lettered. Goes "
+        "on by itself once it is repaired."
+    ),
+    FailureClass.BAD_OUTPUT: (
+        "Never stores it. Asks once more, then for parts of the request; a document is "
+        "dead-lettered as `provider_bad_output` only while others get good answers."
+    ),
+}
+
+
+class ErrorAnswer(NamedTuple):
+    """
+    What an answer other than 200 says, in its machine-readable fields.
+
+    Of `message` only the beginning is looked at: what follows may quote a document. `hinted`:
+    it says how long to wait; `should_retry` is the header of that name, None where it is not.
+    """
+
+    status: int
+    code: str = ""
+    type: str = ""
+    param: str | None = None
+    message: str = ""
+    hinted: bool = False
+    should_retry: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """
+    One way to fail, and its class; what is None or empty does not matter.
+
+    `codes` is searched for in code and type, `message` is matched at its beginning. A row with
+    `failures` is about the transport, or about what came with status 200.
+    """
+
+    meaning: FailureClass
+    says: str
+    statuses: Collection[int] = ()
+    dialect: DialectName | None = None
+    codes: re.Pattern[str] | None = None
+    message: re.Pattern[str] | None = None
+    names_parameter: bool = False
+    hinted: bool = False
+    asks_to_retry: bool = False
+    failures: tuple[str, ...] = ()
+
+    def fits(self, dialect: DialectName, answer: ErrorAnswer) -> bool:
+        """Tell whether an answer is what this row is about."""
+        return (
+            answer.status in self.statuses
+            and self.dialect in {None, dialect}
+            and (self.codes is None or self._knows_code(answer))
+            and (self.message is None or self.message.match(answer.message) is not None)
+            and (not self.names_parameter or _is_not_of_text(answer.param))
+            and (not self.hinted or answer.hinted)
+            and (not self.asks_to_retry or answer.should_retry is True)
+        )
+
+    def _knows_code(self, answer: ErrorAnswer) -> bool:
+        return self.codes is not None and any(
+            self.codes.search(code.lower()) for code in (answer.code, answer.type)
+        )
+
+
+_TEXT_PARAMETERS = ("input", "text", "content", "prompt")
+
+
+def _is_not_of_text(param: str | None) -> bool:
+    return param is not None and not param.startswith(_TEXT_PARAMETERS)
+
+
+def _code(*alternatives: str) -> re.Pattern[str]:
+    return re.compile("|".join(alternatives))
+
+
+def _prose(*alternatives: str) -> re.Pattern[str]:
+    """Return a pattern for the first words of a message, before anything is quoted."""
+    return re.compile(rf"[^'\"]{{0,40}}?({'|'.join(alternatives)})", re.IGNORECASE)
+
+
+ABOUT_REQUEST = (400, 413, 422)
+"""The statuses that say that a request is refused for what it holds."""
+
+TABLE: tuple[Row, ...] = (
+    # LiteLLM proxy: "Budget has been exceeded! Current cost: ..." as 400 or 429, also when
+    # another proxy is behind it (its issues 14144 and 22726, 2025-09 and 2026-03).
+    Row(
+        meaning=FailureClass.QUOTA,
+        dialect="litellm",
+        statuses=(400, 429),
+        message=re.compile(
+            r"(litellm\.\w+: )?(\w+ - )?(ExceededBudget|Budget has been exceeded)"
+        ),
+        says="the budget of the key, the user or the team is exceeded",
+    ),
+    Row(
+        meaning=FailureClass.QUOTA,
+        statuses=(400, 403, 429),
+        codes=_code(
+            *("insufficient_quota", "billing", "payment", "budget_exceeded"),
+            "insufficient_(balance|credit)",
+        ),
+        says="`insufficient_quota`, `billing...`, `payment...`, `budget_exceeded`",
+    ),
+    Row(
+        meaning=FailureClass.QUOTA,
+        statuses=(400, 403),
+        codes=_code("quota"),
+        says="a code that names a quota",
+    ),
+    Row(meaning=FailureClass.QUOTA, statuses=(402,), says="payment required"),
+    Row(meaning=FailureClass.THROTTLE, statuses=(429,), says="anything else"),
+    Row(
+        meaning=FailureClass.THROTTLE,
+        statuses=(503,),
+        hinted=True,
+        says="with `Retry-After` or `retry-after-ms`",
+    ),
+    # 498: Cohere's and Esri's "invalid token".
+    Row(meaning=FailureClass.AUTH, statuses=(401, 403, 498), says="anything else"),
+    Row(
+        meaning=FailureClass.AUTH,
+        statuses=(400, 422),
+        codes=_code(
+            *("api_key", "auth", "permission", "access_denied", "access_terminated"),
+            *("forbidden", "deactivated", "not_active"),
+        ),
+        says="a code that names the key or the account",
+    ),
+    Row(
+        meaning=FailureClass.AUTH,
+        statuses=(400, 422),
+        message=_prose("(incorrect|invalid|missing) api key", "unauthorized"),
+        says="begins with a complaint about the key",
+    ),
+    Row(
+        meaning=FailureClass.CONFIG,
+        statuses=range(300, 400),
+        says="a redirect: it is not followed",
+    ),
+    # 501: llama.cpp without --embeddings.
+    Row(
+        meaning=FailureClass.CONFIG,
+        statuses=(404, 405, 415, 501),
+        says="no such path, model, deployment or method",
+    ),
+    Row(
+        meaning=FailureClass.TRANSIENT,
+        statuses=ABOUT_REQUEST,
+        asks_to_retry=True,
+        says="with `x-should-retry: true`",
+    ),
+    # Before the parameters: Azure names `prompt`, others the field of their filter.
+    Row(
+        meaning=FailureClass.CONTENT,
+        statuses=ABOUT_REQUEST,
+        codes=_code("content_filter", "content_policy", "context_length", "string_above_max"),
+        says="`content_filter`, `context_length_exceeded`",
+    ),
+    Row(
+        meaning=FailureClass.CONFIG,
+        statuses=ABOUT_REQUEST,
+        codes=_code(
+            *("model_not_found", "invalid_model", "unsupported_model", "model_not_supported"),
+            *("deploymentnotfound", "operationnotsupported", "invalid_dimensions"),
+            *("unknown_parameter", "unsupported_parameter", "unknown_url"),
+        ),
+        says="a code that names the model or a parameter",
+    ),
+    Row(
+        meaning=FailureClass.CONFIG,
+        statuses=ABOUT_REQUEST,
+        names_parameter=True,
+        says="`param` or `loc` names another field than the texts",
+    ),
+    # Servers without codes.
+    Row(
+        meaning=FailureClass.CONFIG,
+        statuses=ABOUT_REQUEST,
+        message=_prose(
+            *("invalid model name", "model not found", r"the model .{1,80} does not exist"),
+            *("unrecognized request argument", "unknown parameter", "unsupported parameter"),
+            r"argument .{1,40} is not supported",
+        ),
+        says="begins with a complaint about the model or a parameter",
+    ),
+    # Voyage AI, `{"detail": "Model x is not supported. Supported models are ..."}`.
+    Row(
+        meaning=FailureClass.CONFIG,
+        dialect="voyage",
+        statuses=(400,),
+        message=re.compile(r"Model .{1,80} is not supported"),
+        says="begins with `Model ... is not supported`",
+    ),
+    # Jina AI, "Validation error: 'body -> model' ..." behind an id of the request.
+    Row(
+        meaning=FailureClass.CONFIG,
+        dialect="jina",
+        statuses=(400, 422),
+        message=re.compile(
+            r"[^']{0,80}Validation error: '?body -> "
+            r"(model|task|dimensions|embedding_type|truncate|normalized)\b"
+        ),
+        says="begins with `Validation error: 'body -> model'`, or another field than the texts",
+    ),
+    # vLLM, of `dimensions` for a model that was not trained for it.
+    Row(
+        meaning=FailureClass.CONFIG,
+        dialect="vllm",
+        statuses=(400,),
+        message=re.compile(r"Model .{1,120} does not support matryoshka"),
+        says="begins with `Model ... does not support matryoshka representation`",
+    ),
+    Row(
+        meaning=FailureClass.CONFIG,
+        dialect="litellm",
+        statuses=(400,),
+        message=re.compile(
+            r"litellm\.(UnsupportedParamsError|BadRequestError: LLM Provider NOT provided)"
+        ),
+        says="begins with `litellm.UnsupportedParamsError`, or knows no provider of the model",
+    ),
+    Row(meaning=FailureClass.CONTENT, statuses=ABOUT_REQUEST, says="anything else"),
+    Row(
+        meaning=FailureClass.TRANSIENT,
+        statuses=(408, 409, 424, 425),
+        says="too slow, in conflict, a backend that failed (TEI), too early",
+    ),
+    Row(meaning=FailureClass.TRANSIENT, statuses=range(500, 600), says="anything else"),
+    Row(
+        meaning=FailureClass.BAD_OUTPUT,
+        statuses=range(201, 300),
+        failures=("wrong_answer", "truncated", "too_long"),
+        says=(
+            "200 with too few or too many vectors, a missing or double index, other "
+            "dimensions, NaN, infinity, a zero vector, no base64, no JSON, a body that breaks "
+            "off or is above `embedding.max_answer_bytes`; another success"
+        ),
+    ),
+    Row(
+        meaning=FailureClass.CONFIG,
+        failures=("certificate", "address"),
+        says="a certificate that is not trusted; an address that cannot be used",
+    ),
+    Row(
+        meaning=FailureClass.TRANSIENT,
+        statuses=range(100, 1000),
+        failures=(
+            *("connect", "connect_timeout", "timeout", "tls"),
+            *("disconnected", "protocol", "client"),
+        ),
+        says="no connection, no answer in time, a broken connection, what is no HTTP; all else",
+    ),
+)
+
+
+def classify(dialect: DialectName, answer: ErrorAnswer) -> FailureClass:
+    """
+    Return what an answer other than 200 means.
+
+        >>> classify("openai", ErrorAnswer(429)), classify("tei", ErrorAnswer(424))
+        (<FailureClass.THROTTLE: 'throttle'>, <FailureClass.TRANSIENT: 'transient'>)
+    """
+    rows = (row.meaning for row in TABLE if row.fits(dialect, answer))
+    return next(rows, FailureClass.TRANSIENT)
+
+
+def classify_failure(code: str) -> FailureClass:
+    """Return what a failure means that brought no error answer."""
+    rows = (row.meaning for row in TABLE if code in row.failures)
+    return next(rows, FailureClass.TRANSIENT)
