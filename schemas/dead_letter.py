@@ -7,8 +7,12 @@ of ours with the prefix `embedfleet.`, the first of them `embedfleet.reason`. Th
 that name therefore divides the two, also where an original header has a name of ours.
 
 A replayed record is the original with its origin appended (`embedfleet.origin.*`): where it
-first stood in the log, by which it is ordered. A chain of replays keeps the first origin.
-A reader trusts an origin only against the ledger; here it is a claim.
+first stood in the log, by which it is ordered. A chain of replays keeps the first origin, and
+counts (`embedfleet.replays`). A reader trusts an origin only against the ledger; here it is a
+claim.
+
+A letter too large for its topic is a pointer: the envelope, then the length and the hash of the
+value that was left out. The record itself still stands where the envelope says.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +23,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 PREFIX = "embedfleet."
+REPLAYS = f"{PREFIX}replays"
+VALUE_BYTES = f"{PREFIX}value-bytes"
+VALUE_HASH = f"{PREFIX}value-blake2b"
+"""Headers of a pointer: how long the value is that was left out, and its BLAKE2b (32 bytes)."""
 MAX_DETAIL_CHARACTERS = 200
 
 Header = tuple[str, bytes | None]
@@ -107,8 +115,8 @@ class Reason(StrEnum):
     )
     REJECTED_BY_STORE = (
         "rejected_by_store",
-        "PostgreSQL refuses the values (SQLSTATE classes 22 and 23).",
-        "Look at the SQLSTATE in the detail; repair the event or the schema, then replay.",
+        "PostgreSQL cannot hold the values: the event's, or those of a vector.",
+        "Look at the detail; repair the event, the collection or the schema, then replay.",
     )
     INTERNAL_ERROR = (
         "internal_error",
@@ -180,6 +188,7 @@ class DeadLetterEnvelope(Struct, frozen=True, kw_only=True, rename=_header_name)
     first_seen_ms: Annotated[
         Timestamp, Meta(description="When it was given up, in milliseconds.")
     ]
+    replays: Annotated[int, Meta(ge=0, description="How often it had been replayed.")] = 0
     origin: Origin | None = None
 
 
@@ -189,6 +198,8 @@ _ENVELOPE_FIELDS = tuple(
     if field.name != "origin"
 )
 _REASON = _header_name("reason")
+# Fits an int4 of the ledger.
+_MAX_REPLAYS_DIGITS = 9
 
 
 def dead_letter_headers(
@@ -232,17 +243,43 @@ def parse_dead_letter(headers: Sequence[Header]) -> tuple[DeadLetterEnvelope, li
 
 def origin_headers(originals: Iterable[Header], envelope: DeadLetterEnvelope) -> list[Header]:
     """Return the headers of the replayed record: the originals, then its first origin."""
-    headers = list(originals)
-    origin = envelope.origin or Origin(
+    own = Origin(
         envelope.topic,
         envelope.partition,
         envelope.offset,
         envelope.timestamp_ms,
         envelope.incarnation,
     )
+    return with_origin(originals, envelope.origin or own)
+
+
+def with_origin(originals: Iterable[Header], origin: Origin) -> list[Header]:
+    """Return the headers with this origin; it is appended where they claim another or none."""
+    headers = list(originals)
     if parse_origin(headers) != origin:
         headers += _origin_block(origin)
     return headers
+
+
+def with_replays(originals: Iterable[Header], replays: int) -> list[Header]:
+    """Return the headers of a record that is replayed for the n-th time."""
+    return [*originals, (REPLAYS, _encode(replays))]
+
+
+def parse_replays(headers: Iterable[Header]) -> int:
+    """Return how often a record says that it was replayed, 0 where it says nothing readable."""
+    value = dict(headers).get(REPLAYS) or b""
+    return int(value) if len(value) <= _MAX_REPLAYS_DIGITS and value.isdigit() else 0
+
+
+def value_hash(headers: Iterable[Header]) -> str | None:
+    """Return the hash that a pointer has in place of its value, None of a whole letter."""
+    headers = list(headers)
+    names = [name for name, _ in headers]
+    # A pointer names it behind the envelope; before, it would be a header of the original.
+    if VALUE_HASH not in names or names[::-1].index(VALUE_HASH) > names[::-1].index(_REASON):
+        return None
+    return _decode(dict(headers)[VALUE_HASH])
 
 
 def parse_origin(headers: Iterable[Header]) -> Origin | None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from aiokafka.errors import KafkaTimeoutError
 
-from schemas.dead_letter import parse_dead_letter
+from schemas.dead_letter import VALUE_BYTES, VALUE_HASH, parse_dead_letter
 from tests.contracts.test_dead_letters import HEADERS, letter
 from tests.support.kafka_worlds import KafkaWorld
 from worker.adapters import kafka_dead_letters
-from worker.adapters.kafka_dead_letters import VALUE_BYTES, VALUE_HASH, KafkaDeadLetters
+from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.errors import BrokerUnavailable
 from worker.ports import DeadLetters
 

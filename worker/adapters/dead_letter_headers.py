@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable
 
-from schemas.dead_letter import DeadLetterEnvelope, Header, Origin, dead_letter_headers
+from schemas.dead_letter import (
+    DeadLetterEnvelope,
+    Header,
+    Origin,
+    dead_letter_headers,
+    parse_replays,
+)
 from worker.ports import DeadLetter
 
 
@@ -29,6 +35,7 @@ def headers_of(
         group=letter.claim.group,
         passes=letter.passes,
         first_seen_ms=first_seen_ms,
+        replays=parse_replays(letter.record.headers),
         origin=origin,
     )
     return dead_letter_headers(

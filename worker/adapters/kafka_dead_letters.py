@@ -17,17 +17,13 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from schemas.dead_letter import PREFIX, Header
+from schemas.dead_letter import VALUE_BYTES, VALUE_HASH, Header
 from worker.adapters.dead_letter_headers import headers_of
 from worker.adapters.kafka_client import client_arguments, milliseconds
 from worker.adapters.kafka_errors import translated
 from worker.config import KafkaOptions
 from worker.errors import BrokerUnavailable, WorkerError
 from worker.ports import DeadLetter
-
-VALUE_BYTES = f"{PREFIX}value-bytes"
-VALUE_HASH = f"{PREFIX}value-blake2b"
-"""Headers of a pointer: how long the value is that was left out, and its BLAKE2b (32 bytes)."""
 
 # The library gives an unanswered batch up after this; the outer limit is only for what it
 # does not bound.

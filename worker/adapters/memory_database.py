@@ -18,12 +18,14 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 from uuid import UUID
 
+from worker.core.changeset import newer
 from worker.core.model import (
     Chunk,
     ChunkId,
     Claim,
     Collection,
     DocumentKey,
+    Order,
     Partition,
     Progress,
     Rank,
@@ -56,7 +58,7 @@ class LetterKey(NamedTuple):
 
 
 class LetterRow(NamedTuple):
-    """A dead letter as the ledger knows it; `state` is pending or published."""
+    """A dead letter as the ledger knows it; `state` is pending, published or resolved."""
 
     letter: DeadLetter
     state: str
@@ -133,6 +135,24 @@ class MemoryDatabase:
         """Return an id that no claim ever had, whatever was restored."""
         self._claim_ids += 1
         return UUID(int=self._claim_ids)
+
+    def resolve_letters(self, keys: Iterable[DocumentKey]) -> None:
+        """Resolve the published letters of documents whose rows now stand at or above them."""
+        changed = frozenset(keys)
+        for key, row in self.state.letters.items():
+            letter = row.letter
+            if row.state == "published" and letter.document_id is not None:
+                document = DocumentKey(
+                    letter.tenant or "", letter.collection or "", letter.document_id
+                )
+                order = letter.origin or Order(
+                    *letter.record.position, letter.record.timestamp_ms, key.incarnation
+                )
+                rank = Rank(letter.version, order)
+                if document in changed and not newer(
+                    rank, self.state.documents[document].stored
+                ):
+                    self.state.letters[key] = row._replace(state="resolved")
 
     def is_live(self, claim: Claim) -> bool:
         """Tell whether a claim is the newest of its partition, and of this history."""

@@ -172,6 +172,7 @@ class MemoryStore:
                 _refuse_bad_text(write.change)
             for write in applied:
                 self._write(write)
+            self._database.resolve_letters(write.change.key for write in applied)
         return verdicts
 
     def _decide(self, writes: Sequence[Write], live: frozenset[Claim]) -> list[Verdict]:

@@ -9,23 +9,29 @@ a crash or a rewind, counts an attempt and changes no state.
 from collections.abc import Sequence
 from typing import Any
 
+from schemas.dead_letter import parse_replays
+from schemas.events import MAX_NAME_BYTES
 from worker.adapters.dead_letter_text import storable
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_statements import live_claims, order_values
 from worker.core.model import Position
 from worker.ports import DeadLetter, Verdict
 
+# Three names, each byte percent-encoded, and two slashes: a longer key is none of ours.
+_MAX_KEY_BYTES = 3 * (3 * MAX_NAME_BYTES) + 2
+
 _RECORD = """
 insert into dead_letter as l (
     grp, topic, partition, incarnation, "offset", timestamp_ms, reason, stage, detail,
     tenant, collection, document_id, version,
     origin_topic, origin_partition, origin_offset, origin_timestamp_ms, origin_incarnation,
-    traceparent, passes
+    traceparent, passes, record_key, replays
 )
 select * from unnest(
     $1::text[], $2::text[], $3::int[], $4::int[], $5::bigint[], $6::bigint[], $7::text[],
     $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bigint[],
-    $14::text[], $15::int[], $16::bigint[], $17::bigint[], $18::int[], $19::text[], $20::int[]
+    $14::text[], $15::int[], $16::bigint[], $17::bigint[], $18::int[], $19::text[], $20::int[],
+    $21::bytea[], $22::int[]
 )
 on conflict (grp, topic, partition, incarnation, "offset") do update set
     reason = excluded.reason, stage = excluded.stage, detail = excluded.detail,
@@ -36,6 +42,7 @@ on conflict (grp, topic, partition, incarnation, "offset") do update set
     origin_timestamp_ms = excluded.origin_timestamp_ms,
     origin_incarnation = excluded.origin_incarnation,
     traceparent = excluded.traceparent, passes = excluded.passes,
+    record_key = excluded.record_key, replays = greatest(l.replays, excluded.replays),
     attempts = l.attempts + 1, last_seen = now()
 """
 # A position says no incarnation: it is about the topic that the group reads now.
@@ -84,7 +91,7 @@ def _place(letter: DeadLetter) -> tuple[str, str, int, int, int]:
 
 
 def _row(letter: DeadLetter) -> tuple[Any, ...]:
-    letter = storable(letter)
+    letter, key = storable(letter), letter.record.key
     return (
         *_place(letter),
         letter.record.timestamp_ms,
@@ -98,4 +105,6 @@ def _row(letter: DeadLetter) -> tuple[Any, ...]:
         *order_values(letter.origin),
         letter.traceparent,
         letter.passes,
+        key if key is not None and len(key) <= _MAX_KEY_BYTES else None,
+        parse_replays(letter.record.headers),
     )

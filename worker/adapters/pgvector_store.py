@@ -3,8 +3,8 @@ The port `Store` on PostgreSQL with pgvector.
 
 Reads a document's row and chunks in one statement, so that they belong together. Applies change
 sets in one short READ COMMITTED transaction: the fence, document rows by compare-and-set, the
-chunks of the winners. What does not apply is left out, wholly; the others go on. Vectors are
-brought into pgvector's format before the transaction opens.
+chunks of the winners, their dead letters. What does not apply is left out, wholly; the others
+go on. Vectors are brought into pgvector's format before the transaction opens.
 
 Never calls the network but PostgreSQL's, never plans a retry: after `StoreUnavailable` the
 outcome is unknown, and repeating the call changes nothing.
@@ -17,8 +17,9 @@ from typing import Any
 from msgspec import UNSET
 
 from schemas.events import ScopeDeleted
-from worker.adapters.pg_client import Connection, Database
+from worker.adapters.pg_client import Connection, Database, MissingTable
 from worker.adapters.pg_documents import Wired, chunk_table, write_chunks, write_documents
+from worker.adapters.pg_resolution import resolve_letters
 from worker.adapters.pg_scopes import store_tombstone, sweep, wait_for_writers
 from worker.adapters.pg_statements import NOTHING, live_claims, order_columns, order_of
 from worker.adapters.pgvector_format import wire
@@ -76,6 +77,13 @@ class PgvectorStore:
 
     async def read(self, queries: Sequence[Query]) -> list[Base]:
         """Return each document's row and chunks as of one moment, in the order of `queries`."""
+        try:
+            return await self._read(queries)
+        except MissingTable:
+            self._tables.clear()
+            return await self._read(queries)
+
+    async def _read(self, queries: Sequence[Query]) -> list[Base]:
         bases = [Base()] * len(queries)
         async with self._database.connection() as connection:
             for table, numbers in (await self._by_table(connection, queries)).items():
@@ -124,6 +132,8 @@ class PgvectorStore:
             winners = {n for n in passed if writes[n].change.key in written}
             for table, group in _by_chunk_table(wired[n] for n in sorted(winners)).items():
                 await write_chunks(connection, table, group)
+            if written:
+                await resolve_letters(connection, written)
         return [
             Verdict.FENCED
             if write.claim not in live

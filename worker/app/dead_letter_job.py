@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -88,6 +88,8 @@ async def discard(settings: Settings, selection: Selection, *, really: bool) -> 
     """Give letters up, or only count them; returns how many."""
     async with opened(settings.database) as database:
         ledger = PostgresDeadLetters(database)
+        if selection.positions:
+            await _selected(database, replace(selection, states=()))
         if really:
             return await ledger.discard(selection)
         return sum(group.letters for group in await ledger.groups(selection))
@@ -163,8 +165,7 @@ async def _is_superseded(database: Database, letter: Letter) -> bool | None:
 
 
 async def _original(options: KafkaOptions, letter: Letter) -> Original | None:
-    found = await Topics(replace(options, topics=(letter.position.topic,))).describe()
-    if letter.position.topic not in found:
+    if letter.position.topic not in await _topics(options, {letter.position.topic}):
         return None
     async with aclosing(KafkaLetters(options).read([letter])) as records:
         _, original = await anext(records)
@@ -172,10 +173,16 @@ async def _original(options: KafkaOptions, letter: Letter) -> Original | None:
 
 
 async def _check_topics(options: KafkaOptions, chosen: Sequence[Letter]) -> None:
-    # The client would wait for them to appear.
     places = {letter.partition for letter in chosen}
-    topics = tuple(sorted({place.topic for place in places}))
-    found = await Topics(replace(options, topics=topics)).describe()
+    found = await _topics(options, {place.topic for place in places})
     for topic, number in sorted(places):
-        if topic not in found or number >= found[topic].partitions:
+        if number >= found.get(topic, 0):
             raise ConfigError(f"there is no partition {topic}/{number} to send a replay to")
+
+
+async def _topics(options: KafkaOptions, names: Iterable[str]) -> dict[str, int]:
+    """Return how many partitions each topic has; the client would wait for a missing one."""
+    found = await Topics(replace(options, topics=tuple(sorted(names)))).describe()
+    if options.dead_letter_topic not in found:
+        raise ConfigError(f"there is no topic {options.dead_letter_topic!r}")
+    return {topic: description.partitions for topic, description in found.items()}

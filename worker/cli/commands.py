@@ -188,6 +188,50 @@ COMMANDS: tuple[Command | Family, ...] = (
             ),
         ),
     ),
+    Family(
+        "dlq",
+        "Dead letters: what could not pass, why, and what becomes of it.",
+        OPERATE,
+        (
+            Command(
+                "list",
+                "worker.cli.dead_letters:list_all",
+                "List the dead letters by their cause, each with a sample.",
+                (
+                    "embedfleet dlq list",
+                    "embedfleet dlq list --each --tenant acme --since 2026-11-01",
+                ),
+            ),
+            Command(
+                "show",
+                "worker.cli.dead_letters:show_one",
+                "Say what happened to one record, and what to do.",
+                ("embedfleet dlq show documents/3/5120",),
+            ),
+            Command(
+                "stats",
+                "worker.cli.dead_letters:stats",
+                "Count the dead letters by reason, tenant or day, and by what became of them.",
+                ("embedfleet dlq stats --by reason --by tenant --json",),
+            ),
+            Command(
+                "replay",
+                "worker.cli.dead_letters:replay",
+                "Send dead letters through the workers again; exit 1 where one could not be.",
+                (
+                    "embedfleet dlq replay --reason unknown_collection --dry-run",
+                    "embedfleet dlq replay --reason unknown_collection --rate 50 --yes",
+                    "embedfleet dlq replay documents/3/5120 --value-file repaired.json",
+                ),
+            ),
+            Command(
+                "discard",
+                "worker.cli.dead_letters:discard",
+                "Give dead letters up: their versions are never stored.",
+                ("embedfleet dlq discard --reason undecodable --until 2026-11-01 --yes",),
+            ),
+        ),
+    ),
 )
 
 

@@ -2,38 +2,35 @@
 
 import asyncio
 import sys
-import time
-from base64 import b64encode
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import msgspec
 from cyclopts import Parameter, validators
 
 from schemas.dead_letter import Reason
+from worker.cli.dead_letter_output import (
+    Report,
+    details,
+    explained,
+    progress,
+    second,
+    show_letters,
+)
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option, switch
 from worker.config import Settings
-from worker.core.letters import OPEN, Letter, Original, Selection, State
+from worker.core.letters import OPEN, Selection, State
 from worker.core.model import Position
 from worker.errors import ConfigError, WorkerError
 
-if TYPE_CHECKING:
-    from worker.app.dead_letter_job import Shown
-    from worker.ops.dead_letters import Ended
-
-SHOWN_PROBLEMS = 20
-KEPT_PROBLEMS = 1000
-_LONGEST_HEADER = 200
+DISCARDABLE = (State.PUBLISHED, State.PARKED, State.REPLAYED)
 
 Place = Annotated[str, option("TOPIC/PARTITION/OFFSET of the record, as `list` names it.")]
 Places = Annotated[
-    tuple[str, ...], option("TOPIC/PARTITION/OFFSET of records, in whatever state.", negative="")
+    tuple[str, ...],
+    option("TOPIC/PARTITION/OFFSET of records, in whatever state.", negative=""),
 ]
 Each = Annotated[bool, switch("--each", "Each letter by itself, not in groups.")]
 Limit = Annotated[int, option("Of letters, with --each.", validator=validators.Number(gte=1))]
@@ -51,7 +48,9 @@ DryRun = Annotated[bool, switch("--dry-run", "Only say what it would do.")]
 Force = Annotated[bool, switch("--force", "Also what was replayed too often.")]
 ValueFile = Annotated[
     Path | None,
-    option("Send this event instead, under its own key: a JSON file, or - for stdin. One letter."),
+    option(
+        "Send this event instead, under its own key: a JSON file, or - for stdin. One letter."
+    ),
 ]
 
 
@@ -61,7 +60,8 @@ class Filters:
     """Which letters; without any, all that nobody has dealt with."""
 
     reason: Annotated[
-        tuple[str, ...], option("Code; may be given several times.", negative="")
+        tuple[str, ...],
+        option("Code; may be given several times.", negative="", show_default=False),
     ] = ()
     fingerprint: Annotated[str | None, option("Of one group of `dlq list`.")] = None
     tenant: Annotated[str | None, option("Whose documents.")] = None
@@ -73,8 +73,14 @@ class Filters:
     ] = None
     until: Annotated[datetime | None, option("First seen before.")] = None
     state: Annotated[
-        tuple[Literal["pending", "published", "parked", "replayed", "discarded", "resolved"], ...],
-        option("Several are possible [default: published and parked].", negative=""),
+        tuple[
+            Literal["pending", "published", "parked", "replayed", "discarded", "resolved"], ...
+        ],
+        option(
+            "May be given several times [default: published and parked; of `stats`, all].",
+            negative="",
+            show_default=False,
+        ),
     ] = ()
 
     @property
@@ -99,7 +105,7 @@ def list_all(
 
     chosen = _selection(settings, filters)
     if each:
-        _show_letters(asyncio.run(dead_letter_job.letters(settings, chosen, limit)), json=json)
+        show_letters(asyncio.run(dead_letter_job.letters(settings, chosen, limit)), json=json)
         return
     found = asyncio.run(dead_letter_job.groups(settings, chosen))
     if json:
@@ -108,7 +114,7 @@ def list_all(
     head = ("letters", "reason", "fingerprint", "tenants", "last_seen", "sample", "detail")
     rows = [
         (
-            *(one.letters, one.reason, one.fingerprint, one.tenants, _second(one.last_seen)),
+            *(one.letters, one.reason, one.fingerprint, one.tenants, second(one.last_seen)),
             *(one.sample, one.detail),
         )
         for one in found
@@ -131,9 +137,9 @@ def show_one(
     if shown.problem is not None:
         say(shown.problem)
     if json:
-        show_json(_details(shown, value=value))
+        show_json(details(shown, value=value))
         return
-    for line in _explained(shown, value=value):
+    for line in explained(shown, value=value):
         show(line)
 
 
@@ -183,9 +189,9 @@ def replay(
         repaired=_repaired(places, value_file),
     )
     chosen = _chosen(settings, places, filters)
-    report = _Report()
+    report = Report()
     try:
-        with _progress(report):
+        with progress(report):
             asyncio.run(
                 dead_letter_job.replay(
                     settings, chosen, asked, on_begin=report.begin, on_ended=report.add
@@ -212,7 +218,9 @@ def discard(
 
     if not places and not filters.narrow:
         raise ConfigError("name the letters to discard, or a filter: --reason, --tenant ...")
-    chosen = _chosen(settings, places, filters)
+    chosen = _chosen(settings, places, filters, states=DISCARDABLE)
+    if not set(chosen.states) <= set(DISCARDABLE):
+        raise ConfigError(f"only letters that are {', '.join(DISCARDABLE)} can be discarded")
     count = asyncio.run(dead_letter_job.discard(settings, chosen, really=yes))
     if json:
         show_json({"letters": count, "done": yes})
@@ -225,10 +233,11 @@ def discard(
 
 def parsed(name: str) -> Position:
     """Return the position that TOPIC/PARTITION/OFFSET names."""
-    topic, *numbers = name.rsplit("/", 2)
-    if not topic or len(numbers) != 2 or not all(_is_number(one) for one in numbers):  # noqa: PLR2004 - the two numbers of a position
+    rest, _, offset = name.rpartition("/")
+    topic, _, number = rest.rpartition("/")
+    if not (topic and _is_number(number) and _is_number(offset)):
         raise ConfigError(f"{name!r} is no TOPIC/PARTITION/OFFSET, as in documents/3/5120")
-    return Position(topic, int(numbers[0]), int(numbers[1]))
+    return Position(topic, int(number), int(offset))
 
 
 def _is_number(text: str) -> bool:
@@ -256,12 +265,20 @@ def _selection(
     )
 
 
-def _chosen(settings: Settings, places: tuple[str, ...], filters: Filters) -> Selection:
+def _chosen(
+    settings: Settings,
+    places: tuple[str, ...],
+    filters: Filters,
+    *,
+    states: tuple[State, ...] = (),
+) -> Selection:
+    """Return the letters at these places, of these states, or else what the filters mean."""
     if not places:
         return _selection(settings, filters)
     if filters.narrow:
         raise ConfigError("name letters, or filters, not both")
-    return Selection(group=settings.kafka.group, positions=tuple(map(parsed, places)))
+    positions = tuple(map(parsed, places))
+    return Selection(group=settings.kafka.group, positions=positions, states=states)
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:
