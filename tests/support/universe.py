@@ -102,10 +102,10 @@ class Universe:
     async def create_collection(self, collection=COLLECTION) -> None:
         await MemoryCatalog(self.database).create(collection, index=False)
 
-    def start(self, *, guarded=False) -> Member:
+    def start(self, embedder=None, *, guarded=False) -> Member:
         """Start a worker; `guarded` puts limits and a breaker before its provider."""
         loop = asyncio.get_running_loop()
-        embedder, is_held = self.embedder, lambda: False
+        embedder, is_held = embedder or self.embedder, lambda: False
         if guarded:
             provider = Provider(
                 self.embedder,
