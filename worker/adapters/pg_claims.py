@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from worker.adapters.pg_client import Connection, Database, LockNotAvailable
-from worker.adapters.pg_statements import live_claims
+from worker.adapters.pg_statements import LOCK_CLAIM, live_claims
 from worker.core.model import Claim, Landmark, Partition, Progress
 from worker.errors import FencedError
 
@@ -35,9 +35,6 @@ insert into partition_claim (grp, topic, partition, epoch, claim_id, owner, inca
 values ($1, $2, $3, 0, $4, $5, coalesce(
     (select max(incarnation) from partition_claim where topic = $2), 0
 )) on conflict do nothing
-"""
-_LOCK_CLAIM = """
-select from partition_claim where grp = $1 and topic = $2 and partition = $3 for update
 """
 _TAKE_CLAIM = """
 update partition_claim
@@ -143,7 +140,7 @@ class PostgresClaims:
                 tasks.create_task(self._end_blockers(connection.get_server_pid(), locked))
                 place = (group, *partition)
                 await connection.execute(_ENSURE_CLAIM, *place, uuid4(), owner)
-                await connection.execute(_LOCK_CLAIM, *place)
+                await connection.execute(LOCK_CLAIM, *place)
                 locked.set()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from worker.adapters.pg_client import Database
+from worker.adapters.pg_statements import LOCK_CLAIM
 
 _LIST = """
 select c.topic, c.partition, c.epoch, c.owner, c.claimed_at, c.incarnation,
@@ -24,9 +25,6 @@ order by c.topic, c.partition
 _CLAIMS_OF_TOPIC = """
 select grp, partition, incarnation from partition_claim where topic = $1
 order by grp, partition
-"""
-_LOCK = """
-select from partition_claim where grp = $1 and topic = $2 and partition = $3 for update
 """
 _RAISE = """
 update partition_claim
@@ -83,7 +81,7 @@ class PostgresProgress:
         for row in claims:
             place = (row["grp"], topic, row["partition"])
             async with self._database.transaction() as connection:
-                await connection.execute(_LOCK, *place)
+                await connection.execute(LOCK_CLAIM, *place)
                 await connection.execute(_RAISE, *place, uuid4(), owner, incarnation)
                 await connection.execute(_FORGET, *place)
         return incarnation

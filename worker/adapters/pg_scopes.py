@@ -12,7 +12,7 @@ import logging
 
 from worker.adapters.pg_client import Database, LockNotAvailable
 from worker.adapters.pg_documents import chunk_table
-from worker.adapters.pg_statements import live_claims
+from worker.adapters.pg_statements import LOCK_CLAIM, live_claims
 from worker.core.model import Claim, Rank
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,6 @@ on conflict (tenant, collection) do update set
 where s.version < excluded.version
 """
 _ALL_CLAIMS = "select grp, topic, partition from partition_claim order by grp, topic, partition"
-_LOCK_CLAIM = """
-select from partition_claim where grp = $1 and topic = $2 and partition = $3 for update
-"""
 _COLLECTIONS = "select id, name, generation from collection where $1 in ('', name) order by id"
 # Keyset, not offset: rows that stay are passed once. LIMIT counts what was locked.
 _REACHED = """
@@ -86,7 +83,7 @@ async def _wait_for_writers_of(database: Database, claim: tuple[str, str, int]) 
     for attempt in range(1, _BARRIER_ATTEMPTS + 1):
         try:
             async with database.transaction() as connection:
-                await connection.execute(_LOCK_CLAIM, *claim)
+                await connection.execute(LOCK_CLAIM, *claim)
         except LockNotAvailable:
             if attempt == _BARRIER_ATTEMPTS:
                 raise

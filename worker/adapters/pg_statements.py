@@ -17,6 +17,11 @@ ORDER_TYPES = ("text", "int", "bigint", "bigint", "int")
 
 NOTHING = (None,) * len(ORDER_COLUMNS)
 
+# FOR UPDATE waits for every open writer, who holds the row FOR SHARE (protocol, section 5).
+LOCK_CLAIM = """
+select from partition_claim where grp = $1 and topic = $2 and partition = $3 for update
+"""
+
 
 def order_columns(prefix: str) -> tuple[str, ...]:
     """Return the five columns of an order, as they are named in a table."""

@@ -128,8 +128,6 @@ class _Demo:
         self._screen.line("For other commands: " + " ".join(self._exports()))
         await asyncio.get_running_loop().create_future()
 
-    # ---- publish ----
-
     async def _publish_all(self) -> tuple[str, int, int, int]:
         count = len(self._documents)
         self._screen.headline(
@@ -220,8 +218,6 @@ class _Demo:
         )
         return int(count)
 
-    # ---- search ----
-
     async def _ask(self) -> bool:
         self._screen.headline(
             f"Asking for {len(self._questions)} sentences that were held back from the texts"
@@ -274,8 +270,6 @@ class _Demo:
             query = searching.Query(words, COLLECTION, tenant, 3)
             self._screen.found(words, tenant, await jobs.search(self.settings, query))
 
-    # ---- the books ----
-
     async def _balance(self) -> bool:
         self._screen.headline(
             "Where is every event now? Topic, table and dead letters compared"
@@ -293,8 +287,6 @@ class _Demo:
         verdict = "the books balance" if books.balances else "THE BOOKS DO NOT BALANCE"
         self._screen.line(f"{len(books.lost)} lost; {verdict}")
         return books.balances
-
-    # ---- settings ----
 
     def _settings(self) -> Settings:
         servers = self._servers

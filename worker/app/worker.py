@@ -29,9 +29,9 @@ from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_ledger import PostgresLedger
-from worker.adapters.pg_migrations import Migrations
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
+from worker.app.jobs import check_schema
 from worker.app.observation import Observation
 from worker.app.provider import Provider
 from worker.config import Settings, TelemetryOptions
@@ -160,7 +160,6 @@ async def _open(
     """Open what a worker talks to; Kafka's group is joined by the runner."""
     database = await _database(settings)
     stack.push_async_callback(database.close)
-    await _check_schema(settings)
     embedder = HttpEmbedder(settings.embedding, observe=telemetry.provider_request)
     stack.push_async_callback(embedder.close)
     telemetry.observe("provider_tokens_total", lambda: embedder.tokens)
@@ -209,19 +208,11 @@ async def _database(settings: Settings) -> Database:
     try:
         async for attempt in patience:
             with attempt:
+                await check_schema(settings.database)
                 return await Database.open(settings.database)
     except StoreUnavailable as error:
         raise ConfigError(f"PostgreSQL cannot be reached: {error}") from error
     raise AssertionError("unreachable")
-
-
-async def _check_schema(settings: Settings) -> None:
-    missing = [row for row in await Migrations(settings.database).status() if not row.applied]
-    if missing:
-        raise ConfigError(
-            f"the schema {settings.database.schema!r} lacks {len(missing)} migrations: "
-            "run `embedfleet migrate up`"
-        )
 
 
 async def _check_dimensions(catalog: PostgresCatalog, embedder: Embedder) -> None:

@@ -67,8 +67,6 @@ class Partitions:
                 self._dispatch.release(life.claim)
             self._lives.end(life.partition)
 
-    # ---- what the group says ----
-
     def assigned(self, assignment: int, partitions: frozenset[Partition]) -> None:
         """Begin to claim what is assigned."""
         self._counters.rebalances += 1
@@ -99,8 +97,6 @@ class Partitions:
         self._counters.poll_errors += 1
         if (life := self._lives.find(partition)) is not None:
             self._halt(life, reason)
-
-    # ---- claim, then seek ----
 
     async def _load(self, life: PartitionLife) -> None:
         # A claim once taken is kept while Kafka does not answer. Taken again and again by a
@@ -166,8 +162,6 @@ class Partitions:
         if life.claim is not None:
             self._dispatch.release(life.claim)
         log.error(problem, action="partition_halted", partition=_name(life.partition))
-
-    # ---- commit ----
 
     async def run(self) -> None:
         """Commit on a timer, and claim again what was fenced."""
