@@ -95,8 +95,18 @@ class Reason(StrEnum):
     )
     REJECTED_INPUT = (
         "rejected_input",
-        "The embedding provider refuses the text: content filter, or too long for the model.",
-        "Change the text or the collection's chunking, then replay.",
+        "The embedding provider refuses the text, and does not say why in a way we know.",
+        "Look at the detail; change the text or the collection's chunking, then replay.",
+    )
+    CONTENT_FILTER = (
+        "content_filter",
+        "The embedding provider's content filter refuses the text.",
+        "Change the text, or let the provider change its filter and replay.",
+    )
+    INPUT_TOO_LONG = (
+        "input_too_long",
+        "A chunk of the text is too long for the embedding model.",
+        "Create a collection with smaller chunks and publish the document to it.",
     )
     PROVIDER_BAD_OUTPUT = (
         "provider_bad_output",
@@ -117,6 +127,21 @@ class Reason(StrEnum):
         "rejected_by_store",
         "PostgreSQL cannot hold the values: the event's, or those of a vector.",
         "Look at the detail; repair the event, the collection or the schema, then replay.",
+    )
+    VERSION_IN_FUTURE = (
+        "version_in_future",
+        "The version is a time that has not come: no later change could overtake it.",
+        "Set the publisher's clock and publish the document again; discard the letter.",
+    )
+    UNREADABLE_BATCH = (
+        "unreadable_batch",
+        "The batch that holds the record cannot be read: broken, or packed by an unknown codec.",
+        "Publish the documents of the offsets in the detail again; discard the letter.",
+    )
+    WORKER_KILLER = (
+        "worker_killer",
+        "The worker died whenever it was alone with this record, or with fetching its batch.",
+        "Report it with the record; publish the document in another form, or replay it with --force.",
     )
     INTERNAL_ERROR = (
         "internal_error",

@@ -223,10 +223,15 @@ def test_the_codes_are_a_contract():
         "nul_character",
         "unknown_collection",
         "rejected_input",
+        "content_filter",
+        "input_too_long",
         "provider_bad_output",
         "retries_exhausted",
         "deadline_exceeded",
         "rejected_by_store",
+        "version_in_future",
+        "unreadable_batch",
+        "worker_killer",
         "internal_error",
     ]
 
