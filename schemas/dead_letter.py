@@ -135,13 +135,13 @@ class Reason(StrEnum):
     )
     UNREADABLE_BATCH = (
         "unreadable_batch",
-        "The batch that holds the record cannot be read: broken, or packed by an unknown codec.",
+        "The batch of the record cannot be read: it is broken, or of an unknown codec.",
         "Publish the documents of the offsets in the detail again; discard the letter.",
     )
     WORKER_KILLER = (
         "worker_killer",
-        "The worker died whenever it was alone with this record, or with fetching its batch.",
-        "Report it with the record; publish the document in another form, or replay it with --force.",
+        "The worker died of it twice: of this record alone, or of fetching its batch.",
+        "Report it; publish the document in another form, or replay it with --force.",
     )
     INTERNAL_ERROR = (
         "internal_error",

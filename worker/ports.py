@@ -7,6 +7,7 @@ unknown, and the caller repeats it, which changes nothing. All times are seconds
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Collection as Several
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from schemas.dead_letter import Reason
 from schemas.events import ScopeDeleted
 from worker.core.dialects import InputType
+from worker.core.isolation import Alone, CrashEntry
 from worker.core.model import (
     Base,
     ChangeSet,
@@ -55,6 +57,23 @@ class PolledBatch:
     next_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class BatchSpan:
+    """
+    What the header of a record batch says, without unpacking it (Kafka's message format v2).
+
+    `first` and `last` are offsets, `size_bytes` is its size in the log, `timestamp_ms` the
+    largest of its records.
+    """
+
+    first: int
+    last: int
+    records: int
+    size_bytes: int
+    codec: str
+    timestamp_ms: int
+
+
 class Assignments(Protocol):
     """Who is told what the group assigns; the runner."""
 
@@ -66,6 +85,13 @@ class Assignments(Protocol):
 
     def failed(self, partition: Partition, reason: str) -> None:
         """Take note that a partition cannot be polled; it is paused, the others go on."""
+
+    def unreadable(self, partition: Partition, offset: int, error: str) -> None:
+        """
+        Take note that the batch at this offset cannot be read, also after several tries.
+
+        The partition is paused until `Source.begin`.
+        """
 
 
 class Source(Protocol):
@@ -79,12 +105,16 @@ class Source(Protocol):
     async def open(self, assignments: Assignments) -> None:
         """Join the group; returns when joined or when the broker is known to be reachable."""
 
-    async def poll(self, wanted: Sequence[Partition]) -> list[PolledBatch]:
+    async def poll(
+        self, wanted: Sequence[Partition], singly: Several[Partition] = frozenset()
+    ) -> list[PolledBatch]:
         """
         Return what has arrived for these partitions, in fair order, waiting a short while.
 
-        With nothing wanted it only keeps the membership alive. Nothing is awaited between
-        taking the records from the client and returning them: the caller tracks them at once.
+        Of partitions in `singly` at most one record, and nothing is unpacked of the batch
+        behind its own. With nothing wanted it only keeps the membership alive. Nothing is
+        awaited between taking the records from the client and returning them: the caller tracks
+        them at once.
 
         Raises:
             BrokerUnavailable: this member will never deliver again; one that is merely away is
@@ -99,6 +129,13 @@ class Source(Protocol):
 
     async def landmark(self, partition: Partition, offset: int) -> Landmark | None:
         """Return the landmark of the record at exactly this offset, None where it is gone."""
+
+    async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
+        """
+        Return the span of the batch that holds an offset, or of the first one behind it.
+
+        From its raw header: it is never unpacked. None where there is none.
+        """
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
         """Start polling at an offset; False where the assignment is not the newest any more."""
@@ -160,6 +197,62 @@ class Claims(Protocol):
 
     async def next_offset(self, group: str, partition: Partition) -> int | None:
         """Return what the table says now, without a claim."""
+
+
+class Crashes(Protocol):
+    """The crash ledger: how the owners of partitions ended (`core.isolation`)."""
+
+    async def begin(self, claim: Claim, owner: str, start: int) -> CrashEntry:
+        """
+        Write that an owner begins, and return its entry.
+
+        Raises:
+            FencedError: the claim is not the newest any more.
+        """
+
+    async def mark(self, claim: Claim, alone: Alone | None) -> None:
+        """
+        Write which record is alone in flight now; durable when this returns.
+
+        Raises:
+            FencedError: another claim has begun.
+        """
+
+    async def end(self, claims: Several[Claim]) -> None:
+        """Write that these claims are given back in order; those of before are left alone."""
+
+
+class Hold(NamedTuple):
+    """A partition that is held, and whether an operator has said that it should go on."""
+
+    problem: str
+    is_resumed: bool
+
+
+class Holds(Protocol):
+    """Partitions that are held because of a flood of dead letters."""
+
+    async def hold(self, claim: Claim, problem: str) -> None:
+        """
+        Write that a partition is held; again, that it still is.
+
+        Raises:
+            FencedError: the claim is not the newest any more.
+        """
+
+    async def found(self, group: str, partition: Partition) -> Hold | None:
+        """Return what is written about a partition, None where it is not held."""
+
+    async def lift(self, claim: Claim) -> None:
+        """
+        Write that a partition is not held any more.
+
+        Raises:
+            FencedError: the claim is not the newest any more.
+        """
+
+    async def resume(self, group: str, partition: Partition) -> bool:
+        """Ask its owner to go on, as an operator; False where it is not held."""
 
 
 class Query(NamedTuple):

@@ -1,4 +1,4 @@
-"""The four ports of a database, and a look at its tables, on memory and on PostgreSQL."""
+"""The ports of a database, and a look at its tables, on memory and on PostgreSQL."""
 
 import asyncio
 import struct
@@ -10,18 +10,21 @@ from msgspec import json
 
 from tests.support.store_changes import ARTICLES, GROUP, KEY, PARTITION, delete, upsert, write
 from worker.adapters.memory_database import MemoryDatabase
+from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
 from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
+from worker.adapters.pg_crashes import PostgresCrashes
 from worker.adapters.pg_documents import chunk_table
+from worker.adapters.pg_holds import PostgresHolds
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pg_migrations import Migrations
 from worker.adapters.pg_statements import live_claims
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.config import DatabaseOptions
 from worker.core.model import Base, Claim, Collection, DocumentKey, Order, Partition
-from worker.ports import Catalog, Claims, Ledger, Query, Store, Verdict
+from worker.ports import Catalog, Claims, Crashes, Holds, Ledger, Query, Store, Verdict
 
 
 class Letter(NamedTuple):
@@ -64,6 +67,8 @@ class World:
     """One database: its ports, and what the tests look at."""
 
     claims: Claims
+    crashes: Crashes
+    holds: Holds
     store: Store
     ledger: Ledger
     catalog: Catalog
@@ -124,6 +129,8 @@ class MemoryWorld(World):
     def __init__(self, database: MemoryDatabase | None = None) -> None:
         self.database = database or MemoryDatabase()
         self.claims = MemoryClaims(self.database)
+        self.crashes = MemoryCrashes(self.database)
+        self.holds = MemoryHolds(self.database)
         self.store = MemoryStore(self.database)
         self.ledger = MemoryLedger(self.database)
         self.catalog = MemoryCatalog(self.database)
@@ -178,6 +185,8 @@ class PostgresWorld(World):
     def __init__(self, database: Database) -> None:
         self.database = database
         self.claims = PostgresClaims(database)
+        self.crashes = PostgresCrashes(database)
+        self.holds = PostgresHolds(database)
         self.store = PgvectorStore(database)
         self.ledger = PostgresLedger(database)
         self.catalog = PostgresCatalog(database)

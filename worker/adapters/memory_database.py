@@ -19,6 +19,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from worker.core.changeset import newer
+from worker.core.isolation import CrashEntry
 from worker.core.model import (
     Chunk,
     ChunkId,
@@ -33,7 +34,7 @@ from worker.core.model import (
     Vector,
 )
 from worker.errors import StoreUnavailable
-from worker.ports import DeadLetter
+from worker.ports import DeadLetter, Hold
 
 Hook = Callable[[str, str], Awaitable[None]]
 """Awaited with the name of a port's call and the moment: `before`, `open`, `committed`."""
@@ -87,6 +88,8 @@ class State:
     claims: dict[tuple[str, Partition], ClaimRow] = field(default_factory=dict)
     progress: dict[tuple[str, Partition], Progress] = field(default_factory=dict)
     letters: dict[LetterKey, LetterRow] = field(default_factory=dict)
+    crashes: dict[tuple[str, Partition], CrashEntry] = field(default_factory=dict)
+    holds: dict[tuple[str, Partition], Hold] = field(default_factory=dict)
 
     def copy(self) -> "State":
         """Return the same rows in tables of their own."""
@@ -104,7 +107,7 @@ class Transaction:
 
 
 class MemoryDatabase:
-    """A database inside the process; the four ports of `memory_store` work on it."""
+    """A database inside the process, for `memory_store` and `memory_partitions`."""
 
     def __init__(self, *, hook: Hook | None = None, patience_seconds: float = 5) -> None:
         self.state = State()

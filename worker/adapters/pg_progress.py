@@ -32,9 +32,10 @@ set epoch = epoch + 1, claim_id = $4, owner = $5, incarnation = $6,
     claimed_at = clock_timestamp()
 where grp = $1 and topic = $2 and partition = $3
 """
-_FORGET = """
-delete from partition_progress where grp = $1 and topic = $2 and partition = $3
-"""
+_FORGET = tuple(
+    f"delete from {table} where grp = $1 and topic = $2 and partition = $3"  # noqa: S608
+    for table in ("partition_progress", "partition_crash", "partition_hold")
+)
 
 
 class PartitionProgress(NamedTuple):
@@ -83,5 +84,6 @@ class PostgresProgress:
             async with self._database.transaction() as connection:
                 await connection.execute(LOCK_CLAIM, *place)
                 await connection.execute(_RAISE, *place, uuid4(), owner, incarnation)
-                await connection.execute(_FORGET, *place)
+                for forget in _FORGET:
+                    await connection.execute(forget, *place)
         return incarnation

@@ -9,12 +9,14 @@ import asyncio
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import stamina
@@ -28,6 +30,8 @@ from worker.adapters.kafka_source import KafkaSource
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
+from worker.adapters.pg_crashes import PostgresCrashes
+from worker.adapters.pg_holds import PostgresHolds
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
@@ -189,6 +193,8 @@ async def _open(
         dead_letters=dead_letters,
         embedder=provider.embedder,
         claims=claims,
+        crashes=PostgresCrashes(database),
+        holds=PostgresHolds(database),
         store=PgvectorStore(database),
         ledger=PostgresLedger(database),
         catalog=catalog,
@@ -307,5 +313,7 @@ def _report_lag(seconds: float) -> None:
     log.warning("event loop lags", action="loop_lag", p90_seconds=round(seconds, 3))
 
 
+@cache
 def _owner() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}"
+    # In a container that was restarted host and pid are those of the process before it.
+    return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
