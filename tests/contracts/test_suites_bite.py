@@ -14,7 +14,8 @@ from tests.contracts.test_ledger import LedgerContract
 from tests.contracts.test_store import StoreContract
 from tests.support.store_worlds import MemoryWorld
 from worker.adapters.memory_database import DocumentRow, MemoryDatabase
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.adapters.memory_ledger import MemoryLedger
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.core.model import (
     Base,
     ChangeSet,

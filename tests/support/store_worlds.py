@@ -10,7 +10,8 @@ from msgspec import json
 
 from tests.support.store_changes import ARTICLES, GROUP, KEY, PARTITION, delete, upsert, write
 from worker.adapters.memory_database import MemoryDatabase
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.adapters.memory_ledger import MemoryLedger
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
