@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import NO_FACTS, Facts, Reason
 from schemas.events import ScopeDeleted
 from worker.core.dialects import InputType
 from worker.core.isolation import Alone, CrashEntry
@@ -302,6 +302,7 @@ class DeadLetter:
     reason: Reason
     stage: str
     detail: str = ""
+    facts: Facts = NO_FACTS
     origin: Order | None = None
     tenant: str | None = None
     collection: str | None = None
@@ -311,11 +312,29 @@ class DeadLetter:
     passes: int = 0
 
 
+class Recorded(NamedTuple):
+    """
+    What the ledger says of a letter: how often it was recorded, and when first and last.
+
+    In milliseconds of its clock. The first time is that of the first attempt, also after a
+    crash or a rewind.
+    """
+
+    attempts: int
+    first_seen_ms: int
+    last_seen_ms: int
+
+
 class Ledger(Protocol):
     """The dead letters as the database knows them: the truth for replay."""
 
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        """Write pending rows under the fence (`APPLIED` or `FENCED`); repeating it is safe."""
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        """
+        Write pending rows under the fence; None of a letter whose claim is not the newest.
+
+        Recording one again counts an attempt and changes no state. Letters of one record in
+        one call are one row, the last of them, and one attempt.
+        """
 
     async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
         """Mark rows whose letters the dead-letter topic has acknowledged."""
@@ -324,9 +343,9 @@ class Ledger(Protocol):
 class DeadLetters(Protocol):
     """The dead-letter topic."""
 
-    async def publish(self, letter: DeadLetter) -> None:
+    async def publish(self, letter: DeadLetter, recorded: Recorded) -> None:
         """
-        Publish one letter and wait for the acknowledgement.
+        Publish one letter, as the ledger has it, and wait for the acknowledgement.
 
         Raises:
             BrokerUnavailable: the outcome is unknown.

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from schemas.dead_letter import NO_FACTS
 from schemas.events import ScopeDeleted
 from tests.contracts.test_catalog import CatalogContract
 from tests.contracts.test_claims import ClaimsContract
@@ -18,8 +19,9 @@ from tests.contracts.test_ledger import LedgerContract
 from tests.contracts.test_store import StoreContract
 from tests.support.store_worlds import MemoryWorld
 from worker.adapters.memory_database import DocumentRow, MemoryDatabase
+from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.core.isolation import Alone, CrashEntry
 from worker.core.model import (
     Base,
@@ -33,7 +35,7 @@ from worker.core.model import (
     Rank,
 )
 from worker.errors import WorkerError
-from worker.ports import DeadLetter, Query, Verdict, Write
+from worker.ports import DeadLetter, Query, Recorded, Verdict, Write
 
 SUITES = {
     "claims": ClaimsContract,
@@ -159,17 +161,35 @@ class AnswersInTheOrderOfKeys(MemoryStore):
 
 
 class RecordsWithoutFence(MemoryLedger):
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        live = frozenset(letter.claim for letter in letters)
-        return [self._record(letter, live) for letter in letters]
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        return self._record(letters, frozenset(letter.claim for letter in letters))
+
+
+class ForgetsWhenItWasFirst(MemoryLedger):
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        found = await super().record(letters)
+        return [one and one._replace(first_seen_ms=one.last_seen_ms) for one in found]
+
+
+class CountsEachLetterOfARecord(MemoryLedger):
+    def _record(
+        self, letters: Sequence[DeadLetter], live: frozenset[Claim]
+    ) -> list[Recorded | None]:
+        each = super()._record
+        return [one for letter in letters for one in each([letter], live)]
+
+
+class DropsFacts(MemoryLedger):
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        return await super().record([replace(one, facts=NO_FACTS) for one in letters])
 
 
 class MakesPendingAgain(MemoryLedger):
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        verdicts = await super().record(letters)
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        recorded = await super().record(letters)
         rows = self._database.state.letters
         rows.update({place: row._replace(state="pending") for place, row in rows.items()})
-        return verdicts
+        return recorded
 
 
 class MarksEveryGroup(MemoryLedger):
@@ -179,11 +199,11 @@ class MarksEveryGroup(MemoryLedger):
 
 
 class PublishesAtOnce(MemoryLedger):
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        verdicts = await super().record(letters)
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        recorded = await super().record(letters)
         rows = self._database.state.letters
         rows.update({place: row._replace(state="published") for place, row in rows.items()})
-        return verdicts
+        return recorded
 
 
 class EndsWhateverThereIs(MemoryCrashes):
@@ -289,6 +309,9 @@ PLANTED = [
     ("store", "store", LosesWhatALateBarrierKeeps),
     ("store", "store", AnswersInTheOrderOfKeys),
     ("ledger", "ledger", RecordsWithoutFence),
+    ("ledger", "ledger", ForgetsWhenItWasFirst),
+    ("ledger", "ledger", CountsEachLetterOfARecord),
+    ("ledger", "ledger", DropsFacts),
     ("ledger", "ledger", MakesPendingAgain),
     ("ledger", "ledger", MarksEveryGroup),
     ("ledger", "ledger", PublishesAtOnce),

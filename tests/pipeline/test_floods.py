@@ -29,12 +29,13 @@ def life(member, partition=BAD):
 
 async def phase(member, wanted, claims=1):
     """Wait until the partition is in a phase under its n-th claim."""
+
+    def is_so():
+        is_claimed = member.worker.counters.claims >= claims
+        return is_claimed and life(member) is not None and life(member).phase is wanted
+
     async with asyncio.timeout(600):
-        while not (
-            member.worker.counters.claims >= claims
-            and life(member) is not None
-            and life(member).phase is wanted
-        ):
+        while not is_so():  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(0.01)
 
 

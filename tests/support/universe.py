@@ -17,10 +17,11 @@ from tests.support.virtual_time import run
 from worker.adapters.memory_database import MemoryDatabase
 from worker.adapters.memory_embedder import MemoryEmbedder
 from worker.adapters.memory_kafka import MemoryBroker, MemoryDeadLetters, MemorySource
+from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
-from worker.app.provider import Provider
+from worker.app.provider import Provider, rate_limits
 from worker.config import (
     EmbeddingOptions,
     IngestOptions,
@@ -111,6 +112,7 @@ class Universe:
         if guarded:
             provider = Provider(
                 self.embedder,
+                rate_limits(self.settings.embedding),
                 self.settings.embedding,
                 self.settings.breaker,
                 clock=loop.time,

@@ -15,7 +15,7 @@ from worker.adapters.memory_broker import Group, MemoryBroker
 from worker.core.lifecycle import landmark
 from worker.core.model import Landmark, Partition
 from worker.errors import BrokerUnavailable, FencedError
-from worker.ports import Assignments, DeadLetter, PolledBatch
+from worker.ports import Assignments, DeadLetter, PolledBatch, Recorded
 
 __all__ = ["MemoryBroker", "MemoryDeadLetters", "MemorySource"]
 
@@ -249,7 +249,7 @@ class MemoryDeadLetters:
         self._topic = topic
         self.letters: list[DeadLetter] = []
 
-    async def publish(self, letter: DeadLetter) -> None:
+    async def publish(self, letter: DeadLetter, recorded: Recorded) -> None:
         """Append one letter to the topic."""
         await asyncio.sleep(0)
         self._broker.check("publish")
@@ -258,7 +258,7 @@ class MemoryDeadLetters:
             self._topic,
             key=record.key,
             value=record.value,
-            headers=tuple(headers_of(letter, first_seen_ms=0)),
+            headers=tuple(headers_of(letter, recorded)),
             timestamp_ms=record.timestamp_ms,
         )
         self._broker.check("publish acknowledgement")

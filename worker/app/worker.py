@@ -24,7 +24,6 @@ import structlog
 
 from worker.adapters.admin_http import AdminServer
 from worker.adapters.breaker_embedder import BreakerEmbedder
-from worker.adapters.http_embedder import HttpEmbedder
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
 from worker.adapters.pg_catalog import PostgresCatalog
@@ -37,7 +36,7 @@ from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.jobs import check_schema
 from worker.app.observation import Observation
-from worker.app.provider import Provider
+from worker.app.provider import over_http
 from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
 from worker.ports import Embedder, EmbeddingRequest
@@ -164,7 +163,12 @@ async def _open(
     """Open what a worker talks to; Kafka's group is joined by the runner."""
     database = await _database(settings)
     stack.push_async_callback(database.close)
-    embedder = HttpEmbedder(settings.embedding, observe=telemetry.provider_request)
+    embedder, provider = over_http(
+        settings,
+        observe=telemetry.provider_request,
+        clock=time.monotonic,
+        jitter=random.random,
+    )
     stack.push_async_callback(embedder.close)
     telemetry.observe("provider_tokens_total", lambda: embedder.tokens)
     telemetry.observe(
@@ -180,13 +184,6 @@ async def _open(
     await _check_dimensions(catalog, embedder)
     dead_letters = KafkaDeadLetters(settings.kafka)
     stack.push_async_callback(dead_letters.close)
-    provider = Provider(
-        embedder,
-        settings.embedding,
-        settings.breaker,
-        clock=time.monotonic,
-        jitter=random.random,
-    )
     telemetry.observe("breaker_open", lambda: int(provider.breaker.is_open))
     ports = Ports(
         make_source=lambda: KafkaSource(settings.kafka),

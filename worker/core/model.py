@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 from uuid import UUID
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import NO_FACTS, Facts, Reason
 from schemas.events import DocumentDeleted, DocumentUpserted, Event, ScopeDeleted, Tombstone
 
 Vector = NewType("Vector", bytes)
@@ -334,6 +334,7 @@ class DeadLettered:
     reason: Reason
     detail: str = ""
     stage: str = ""
+    facts: Facts = NO_FACTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class Ingest:
             await asyncio.sleep(0.1 + self._jitter())
             return None
         except PermanentError as error:
-            return DeadLettered(error.reason, str(error), "ingest")
+            return DeadLettered(error.reason, str(error), "ingest", error.facts)
         except WorkerError:
             raise
         except Exception as error:
