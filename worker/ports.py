@@ -317,12 +317,13 @@ class Recorded(NamedTuple):
     What the ledger says of a letter: how often it was recorded, and when first and last.
 
     In milliseconds of its clock. The first time is that of the first attempt, also after a
-    crash or a rewind.
+    crash or a rewind. `is_published`: the topic has acknowledged it before.
     """
 
     attempts: int
     first_seen_ms: int
     last_seen_ms: int
+    is_published: bool
 
 
 class Ledger(Protocol):

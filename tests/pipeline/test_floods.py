@@ -39,11 +39,6 @@ async def phase(member, wanted, claims=1):
             await asyncio.sleep(0.01)
 
 
-def letters(universe):
-    """The records that have letters; one that was read again may have two."""
-    return {letter.record.position for letter in universe.letters.letters}
-
-
 async def healthy(universe, count):
     """Start a worker that has a sample of good records already."""
     good(universe, count)
@@ -58,10 +53,10 @@ def test_a_flood_is_held_before_it_reaches_the_topic_and_the_other_partitions_go
         malformed(universe, 2000)
         good(universe, 100, start=1000, partition=1)
         await phase(member, Phase.HELD)
-        assert len(letters(universe)) == 5  # of the last 100
+        assert len(universe.letters.letters) == 5  # of the last 100
         await universe.broker.committed_at(GROUP, Partition(TOPIC, 1), 100)
         await asyncio.sleep(30)
-        assert len(letters(universe)) == 5
+        assert len(universe.letters.letters) == 5
         assert universe.database.state.holds[GROUP, BAD].problem == life(member).problem
         assert 200 <= universe.broker.committed[GROUP, BAD] <= 205
         assert len(universe.database.state.documents) == 300
@@ -76,12 +71,12 @@ def test_each_minute_a_probe_finds_out_whether_it_is_over():
         good(universe, 300, start=100)
         await phase(member, Phase.HELD)
         loop = asyncio.get_running_loop()
-        began, before = loop.time(), len(letters(universe))
+        began, before = loop.time(), len(universe.letters.letters)
         await universe.settled()
         # 35 letters are left: three probes of ten of them, a fourth with five, a good fifth.
         assert 5 * 60 < loop.time() - began < 5 * 60 + 30
         assert before == 5
-        assert len(letters(universe)) == 40
+        assert len(universe.letters.letters) == 40
         assert len(universe.database.state.documents) == 400
         assert universe.database.state.holds == {}
         assert life(member).phase is Phase.RUNNING
@@ -95,7 +90,7 @@ def test_a_probe_lets_no_more_than_its_records_through():
         malformed(universe, 1000)
         for probe in range(4):
             await phase(member, Phase.HELD, claims=1 + probe)
-            assert len(letters(universe)) <= 5 + 10 * probe
+            assert len(universe.letters.letters) <= 5 + 10 * probe
             assert universe.broker.committed[GROUP, BAD] >= 100 + 10 * probe - 10
 
     live(story, partitions=1, settings=GUARDED)
@@ -114,7 +109,7 @@ def test_an_operator_lets_it_go_on_at_once():
         universe.database.state.holds[GROUP, BAD] = hold._replace(is_resumed=True)
         await universe.settled()
         assert loop.time() - began < 5
-        assert len(letters(universe)) == 60
+        assert len(universe.letters.letters) == 60
         assert universe.database.state.holds == {}
 
     live(story, partitions=1, settings=GUARDED)
@@ -129,7 +124,7 @@ def test_the_next_owner_keeps_to_the_hold():
         await universe.stop(first)
         second = universe.start()
         await asyncio.sleep(30)
-        assert len(letters(universe)) <= 5 + 10
+        assert len(universe.letters.letters) <= 5 + 10
         assert life(second).phase is Phase.HELD
 
     live(story, partitions=1, settings=GUARDED)
@@ -147,7 +142,7 @@ def test_what_is_in_flight_when_it_is_held_is_stored_and_met_once():
         malformed(universe, 10)
         universe.start()
         await universe.settled()
-        assert len(letters(universe)) == 20
+        assert len(universe.letters.letters) == 20
         assert len(universe.database.state.documents) == 120
         assert set(universe.embedder.embedded.values()) == {1}
 
@@ -161,7 +156,7 @@ def test_a_fleet_that_dead_letters_what_few_there_are_is_never_held():
             malformed(universe, 1)  # 4 %
         member = universe.start()
         await universe.settled()
-        assert len(letters(universe)) == 20
+        assert len(universe.letters.letters) == 20
         assert member.worker.counters.claims == 1
 
     live(story, partitions=1, settings=GUARDED)

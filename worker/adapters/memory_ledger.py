@@ -39,9 +39,14 @@ class MemoryLedger:
         table = self._database.state.letters
         now_ms = int(asyncio.get_running_loop().time() * 1000)
         old = table.get(key)
-        before = old.recorded if old else Recorded(0, now_ms, now_ms)
-        recorded = before._replace(attempts=before.attempts + 1, last_seen_ms=now_ms)
-        table[key] = LetterRow(storable(letter), old.state if old else "pending", recorded)
+        state = old.state if old else "pending"
+        recorded = Recorded(
+            attempts=1 + (old.recorded.attempts if old else 0),
+            first_seen_ms=old.recorded.first_seen_ms if old else now_ms,
+            last_seen_ms=now_ms,
+            is_published=state != "pending",
+        )
+        table[key] = LetterRow(storable(letter), state, recorded)
         return recorded
 
     async def mark_published(self, group: str, positions: Sequence[Position]) -> None:

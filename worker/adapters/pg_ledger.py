@@ -50,7 +50,8 @@ on conflict (grp, topic, partition, incarnation, "offset") do update set
     attempts = l.attempts + 1, last_seen = now()
 returning grp, topic, partition, incarnation, "offset", attempts,
     (extract(epoch from first_seen) * 1000)::bigint,
-    (extract(epoch from last_seen) * 1000)::bigint
+    (extract(epoch from last_seen) * 1000)::bigint,
+    state <> 'pending'
 """
 
 _Place = tuple[str, str, int, int, int]

@@ -122,6 +122,8 @@ class Settle:
         recorded = await self._until_done(lambda: self._records.submit(letter))
         if recorded is None:
             raise FencedError
+        if recorded.is_published:
+            return  # it was read again after a rewind, or when its partition was held
         await self._until_done(lambda: self._dead_letters.publish(letter, recorded))
         mark = letter.claim.group, letter.record.position
         await self._until_done(lambda: self._marks.submit(mark))
