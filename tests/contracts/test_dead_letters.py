@@ -54,7 +54,9 @@ class DeadLettersContract:
         ((_, _, headers),) = await world.dead_letter_records(1)
         envelope, _ = parse_dead_letter(headers)
         assert envelope.facts == facts
-        assert (envelope.attempts, envelope.first_seen_ms, envelope.last_seen_ms) == RECORDED[:3]
+        assert (envelope.attempts, envelope.first_seen_ms, envelope.last_seen_ms) == RECORDED[
+            :3
+        ]
 
     @pytest.mark.parametrize(
         ("key", "value"), [(None, b"value"), (b"key", None), (None, None), (b"", b"")]
