@@ -6,7 +6,7 @@ Every call may raise the `TransientError` of its technology: the outcome of a wr
 unknown, and the caller repeats it, which changes nothing. All times are seconds.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -55,6 +55,23 @@ class PolledBatch:
     next_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class BatchSpan:
+    """
+    What the header of a record batch says, without unpacking it.
+
+    `last` may be a record that compaction has removed. `size_bytes` is what the batch takes in
+    the log, `codec` a name or "codec 7", `timestamp_ms` the largest of its records.
+    """
+
+    first: int
+    last: int
+    records: int
+    size_bytes: int
+    codec: str
+    timestamp_ms: int
+
+
 class Assignments(Protocol):
     """Who is told what the group assigns; the runner."""
 
@@ -66,6 +83,14 @@ class Assignments(Protocol):
 
     def failed(self, partition: Partition, reason: str) -> None:
         """Take note that a partition cannot be polled; it is paused, the others go on."""
+
+    def unreadable(self, partition: Partition, offset: int, error: str) -> None:
+        """
+        Take note that the batch at this offset cannot be read, also after several tries.
+
+        Everything below the offset has been returned by earlier polls; the batch may begin
+        below it. The partition is paused until `Source.begin`.
+        """
 
 
 class Source(Protocol):
@@ -79,12 +104,16 @@ class Source(Protocol):
     async def open(self, assignments: Assignments) -> None:
         """Join the group; returns when joined or when the broker is known to be reachable."""
 
-    async def poll(self, wanted: Sequence[Partition]) -> list[PolledBatch]:
+    async def poll(
+        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+    ) -> list[PolledBatch]:
         """
         Return what has arrived for these partitions, in fair order, waiting a short while.
 
-        With nothing wanted it only keeps the membership alive. Nothing is awaited between
-        taking the records from the client and returning them: the caller tracks them at once.
+        Partitions in `singly` hand out at most one record a poll, and no other batch than that
+        of the record is unpacked for it. With nothing wanted it only keeps the membership
+        alive. Nothing is awaited between taking the records from the client and returning
+        them: the caller tracks them at once.
 
         Raises:
             BrokerUnavailable: this member will never deliver again; one that is merely away is
@@ -98,7 +127,21 @@ class Source(Protocol):
         """Return the first offset that is still there and the end (last stable offset)."""
 
     async def landmark(self, partition: Partition, offset: int) -> Landmark | None:
-        """Return the landmark of the record at exactly this offset, None where it is gone."""
+        """
+        Return the landmark of the record at exactly this offset.
+
+        None where it is gone, or its batch cannot be read any more.
+        """
+
+    async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
+        """
+        Return the span of the batch that holds this offset, or of the first one behind it.
+
+        None where there is none (yet). Nothing is unpacked, no checksum is checked.
+
+        Raises:
+            BrokerUnavailable: also where the log holds no header of message format v2.
+        """
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
         """Start polling at an offset; False where the assignment is not the newest any more."""

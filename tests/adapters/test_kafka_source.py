@@ -283,15 +283,15 @@ async def test_landmarks_asked_for_at_once_share_one_connection(world, monkeypat
     await world.append_many(3, number=0)
     await world.append_many(3, number=1)
     member = await world.join()
-    reader = member.source._reader
+    lookup = member.source._lookup
     starts = []
-    start = reader._start
+    start = lookup._start
 
     async def counted():
         starts.append(1)
         return await start()
 
-    monkeypatch.setattr(reader, "_start", counted)
+    monkeypatch.setattr(lookup, "_start", counted)
     loop = asyncio.get_running_loop()
     tasks = [
         loop.create_task(member.source.landmark(world.partition(number), offset))
@@ -301,4 +301,4 @@ async def test_landmarks_asked_for_at_once_share_one_connection(world, monkeypat
     await asyncio.wait(tasks)
     assert [task.result().offset for task in tasks] == [0, 1, 2, 0, 1, 2]
     assert len(starts) == 1
-    assert reader._consumer is None
+    assert lookup._consumer is None

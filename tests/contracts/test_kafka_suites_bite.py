@@ -14,14 +14,14 @@ from worker.adapters.memory_kafka import MemoryDeadLetters, MemorySource
 class ForgetsMarkers(MemorySource):
     """The end of a log in markers is never reported."""
 
-    def _read(self, partition):
-        batch = super()._read(partition)
+    def _read(self, partition, limit):
+        batch = super()._read(partition, limit)
         return batch if batch is None or batch.records else None
 
 
 class StarvesShallowPartitions(MemorySource):
-    def _take(self, wanted):
-        return super()._take(wanted)[:1]
+    def _take(self, wanted, singly):
+        return super()._take(wanted, singly)[:1]
 
     @property
     def _turn(self):
@@ -50,8 +50,8 @@ class FlowsBeforeBegin(MemorySource):
 
 
 class NeverYields(MemorySource):
-    async def poll(self, wanted):
-        return self._take(wanted) or await super().poll(wanted)
+    async def poll(self, wanted, singly=frozenset()):
+        return self._take(wanted, singly) or await super().poll(wanted, singly)
 
 
 class DoesNotDrain(MemorySource):

@@ -8,14 +8,14 @@ returned in the same step; nothing is polled before `begin`.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from worker.adapters.dead_letter_headers import headers_of
-from worker.adapters.memory_broker import Group, MemoryBroker
+from worker.adapters.memory_broker import Group, MemoryBroker, Unreadable
 from worker.core.lifecycle import landmark
 from worker.core.model import Landmark, Partition
 from worker.errors import BrokerUnavailable, FencedError
-from worker.ports import Assignments, DeadLetter, PolledBatch
+from worker.ports import Assignments, BatchSpan, DeadLetter, PolledBatch
 
 __all__ = ["MemoryBroker", "MemoryDeadLetters", "MemorySource"]
 
@@ -65,7 +65,9 @@ class MemorySource:
             await self.close()
             raise
 
-    async def poll(self, wanted: Sequence[Partition]) -> list[PolledBatch]:
+    async def poll(
+        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+    ) -> list[PolledBatch]:
         """Return what has arrived, in fair order, waiting for the next change at most."""
         await asyncio.sleep(0)
         self._notice_expulsion()
@@ -73,10 +75,10 @@ class MemorySource:
             raise self._failure
         if not self._broker.down:
             self._broker.check("poll")
-        batches = self._take(wanted)
+        batches = self._take(wanted, singly)
         if not batches:
             await self._broker.changes.next(_POLL_SECONDS)
-            batches = self._take(wanted)
+            batches = self._take(wanted, singly)
         return batches
 
     async def committed(self, partition: Partition) -> int | None:
@@ -98,6 +100,12 @@ class MemorySource:
         self._check("landmark")
         record = self._broker.log(partition).at(offset)
         return None if record is None else landmark(record)
+
+    async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
+        """Return the span of the batch that holds this offset, or of the first one behind."""
+        await asyncio.sleep(0)
+        self._check("batch")
+        return self._broker.log(partition).span(offset)
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
         """Start polling at an offset; False where the assignment is not the newest."""
@@ -205,20 +213,28 @@ class MemorySource:
             self._knows_expulsion = True
             self._broker.changes.announce()
 
-    def _take(self, wanted: Sequence[Partition]) -> list[PolledBatch]:
+    def _take(
+        self, wanted: Sequence[Partition], singly: Container[Partition]
+    ) -> list[PolledBatch]:
         if self._broker.down or not self._holds or self._knows_expulsion:
             return []
         flowing = [partition for partition in wanted if partition in self._flowing]
         self._turn += 1
         start = self._turn % len(flowing) if flowing else 0
-        taken = (self._read(partition) for partition in flowing[start:] + flowing[:start])
+        taken = (
+            self._read(partition, 1 if partition in singly else self._max_poll_records)
+            for partition in flowing[start:] + flowing[:start]
+        )
         return [batch for batch in taken if batch is not None]
 
-    def _read(self, partition: Partition) -> PolledBatch | None:
+    def _read(self, partition: Partition, limit: int) -> PolledBatch | None:
         position = self._positions[partition]
         try:
-            log = self._broker.log(partition)
-            records, following = log.read(position, self._max_poll_records)
+            records, following = self._broker.log(partition).read(position, limit)
+        except Unreadable as error:
+            self.pause(partition)
+            self._assignments.unreadable(partition, position, str(error.args[0]))
+            return None
         except LookupError as error:
             self.pause(partition)
             self._assignments.failed(partition, str(error.args[0]))

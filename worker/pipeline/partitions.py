@@ -98,6 +98,10 @@ class Partitions:
         if (life := self._lives.find(partition)) is not None:
             self._halt(life, reason)
 
+    def unreadable(self, partition: Partition, offset: int, error: str) -> None:
+        """Halt a partition whose next batch cannot be read; the others go on."""
+        self.failed(partition, f"the batch at offset {offset} cannot be read: {error}")
+
     async def _load(self, life: PartitionLife) -> None:
         # A claim once taken is kept while Kafka does not answer. Taken again and again by a
         # worker that is cut off from Kafka alone, it would fence the next owner for ever.
