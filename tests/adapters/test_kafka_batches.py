@@ -15,11 +15,11 @@ NAMES = ["none", "gzip", "snappy", "lz4", "zstd", "codec 5", "codec 6", "codec 7
 
 
 @st.composite
-def headers(draw, first=st.integers(0, 2**62), body_bytes=None):
+def headers(draw, highest_offset=2**62, body_bytes=None):
     """A header and what it says; whatever we do not read is anything."""
     body = draw(st.integers(0, 2**31 - 62)) if body_bytes is None else body_bytes
     span = BatchSpan(
-        first=draw(first),
+        first=draw(st.integers(0, highest_offset)),
         last=0,
         records=draw(st.integers(0, 2**31 - 1)),
         size_bytes=HEADER.size + body,
@@ -84,11 +84,22 @@ def test_a_header_that_is_cut_off_is_refused(header, length):
         span_of(data[:length])
 
 
-@given(headers(first=st.integers(0, 100), body_bytes=0), st.integers(1, HEADER.size - 1))
+@given(headers(highest_offset=100, body_bytes=0), st.integers(1, HEADER.size - 1))
 def test_a_log_that_is_cut_off_before_the_offset_is_refused(header, length):
     data, span = header
     with pytest.raises(NoHeader):
         find_span(data + data[:length], span.last + 1)
+
+
+@given(headers(), st.data())
+def test_a_log_that_is_cut_off_within_a_batch_says_nothing_of_what_is_behind(header, data):
+    packed, span = header
+    body = data.draw(st.binary(max_size=min(50, span.size_bytes - HEADER.size)))
+    if len(packed + body) == span.size_bytes:
+        assert find_span(packed + body, span.last + 1) is None
+    else:
+        with pytest.raises(NoHeader, match="cut off before offset"):
+            find_span(packed + body, span.last + 1)
 
 
 def test_an_empty_log_holds_no_batch():

@@ -6,12 +6,13 @@ pass; whatever else is to stand in a log is written into the segment of a broker
 stopped.
 """
 
+import random
 import struct
 
 import cramjam
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import NoError, for_code
+from aiokafka.errors import NoError, NotLeaderForPartitionError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c, encode_varint
@@ -69,8 +70,8 @@ def with_a_header_that_is_no_text(values, *, from_record=0) -> bytearray:
     return sealed(batch)
 
 
-def bomb(size_bytes: int) -> bytearray:
-    """One record of zeros, packed by zstd into almost nothing; never unpacked here."""
+def bomb(size_bytes: int, noise_bytes: int = 0) -> bytearray:
+    """One record of noise and zeros, packed by zstd into the noise; never unpacked here."""
     body = bytearray()
     for number in (0, 0, 0, -1):  # attributes, time, offset, no key
         encode_varint(number, body.append)
@@ -78,27 +79,36 @@ def bomb(size_bytes: int) -> bytearray:
     length = bytearray()
     encode_varint(len(body) + size_bytes + 1, length.append)
     packer = cramjam.zstd.Compressor()
-    packer.compress(bytes(length + body))
-    for _ in range(size_bytes // _MIB):
+    packer.compress(bytes(length + body) + random.Random(1).randbytes(noise_bytes))
+    zeros = size_bytes - noise_bytes
+    for _ in range(zeros // _MIB):
         packer.compress(bytes(_MIB))
-    packer.compress(bytes(size_bytes % _MIB) + b"\0")  # and no headers
+    packer.compress(bytes(zeros % _MIB) + b"\0")  # and no headers
     batch = batch_of([b""], codec="zstd")[: HEADER.size]
     return sealed(batch + bytes(packer.finish()))
 
 
 async def send(bootstrap_servers: str, place: TopicPartition, batch: bytes) -> int:
-    """Send a batch as it is; returns its first offset. Raises what the broker says."""
+    """Send a batch as it is; returns its first offset. Raises what the broker says of it."""
     client = AIOKafkaClient(bootstrap_servers=bootstrap_servers)
     await client.bootstrap()
     try:
         await client._wait_on_metadata(place.topic)
-        request = ProduceRequest(
-            None, _ALL_REPLICAS, _TIMEOUT_MS, [(place.topic, [(place.partition, bytes(batch))])]
-        )
         leader = client.cluster.leader_for_partition(place)
-        answer = await client.send(leader, request)
+        while True:
+            try:
+                return await _send(client, leader, place, batch)
+            except NotLeaderForPartitionError:
+                continue  # it is, but does not know it yet: the topic is new
     finally:
         await client.close()
+
+
+async def _send(client, leader, place, batch):
+    request = ProduceRequest(
+        None, _ALL_REPLICAS, _TIMEOUT_MS, [(place.topic, [(place.partition, bytes(batch))])]
+    )
+    answer = await client.send(leader, request)
     ((_, ((_, code, offset, *_),)),) = answer.topics
     if for_code(code) is not NoError:
         raise for_code(code)(place)

@@ -31,7 +31,7 @@ def find_span(data: bytes, offset: int) -> BatchSpan | None:
     `data` is what the log holds in one piece; its last batch may be cut off behind its header.
 
     Raises:
-        NoHeader: before that, there is something else than a batch of format v2.
+        NoHeader: before that it is cut off, or holds something else than format v2.
     """
     place = 0
     while place < len(data):
@@ -39,6 +39,8 @@ def find_span(data: bytes, offset: int) -> BatchSpan | None:
         if span.last >= offset:
             return span
         place += span.size_bytes
+    if place > len(data):
+        raise NoHeader(f"the log is cut off before offset {offset}")
     return None
 
 
