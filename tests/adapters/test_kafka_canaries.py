@@ -13,8 +13,17 @@ from aiokafka import (
     ConsumerRebalanceListener,
     TopicPartition,
 )
-from aiokafka.errors import ConsumerStoppedError, KafkaError, NoOffsetForPartitionError
+from aiokafka.consumer import fetcher
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+)
+from aiokafka.record._crecords import default_records
 
+from tests.support.kafka_batches import batch_of, with_a_header_that_is_no_text
 from tests.support.kafka_facts import PATIENCE_SECONDS
 from tests.support.kafka_worlds import KafkaWorld
 from worker.adapters import kafka_internals
@@ -101,6 +110,86 @@ async def test_markers_move_the_position_and_hand_out_nothing(world, consumer):
         while kafka_internals.position(consumer, place) < 2:
             await arrived(consumer, place)
             assert await consumer.getmany(place, timeout_ms=0) == {}
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_a_batch_is_unpacked_when_its_first_record_is_asked_for(
+    world, consumer, monkeypatch, codec
+):
+    place = TopicPartition(world.topic, 0)
+    consumer.seek(place, 0)
+    unpacked = []
+    unpack = getattr(default_records, f"{codec}_decode")
+
+    def counted(packed):
+        unpacked.append(len(packed))
+        return unpack(packed)
+
+    monkeypatch.setattr(default_records, f"{codec}_decode", counted)
+    # Both arrive in one fetch: what is in the log by then is returned with it.
+    consumer.pause(place)
+    for _ in range(2):
+        await world.send(batch_of([b"one", b"two"], codec=codec))
+    consumer.resume(place)
+    await arrived(consumer, place)
+    counts = []
+    for _ in range(4):
+        counts.append(len(unpacked))
+        assert len((await consumer.getmany(place, timeout_ms=0, max_records=1))[place]) == 1
+    assert counts == [0, 1, 1, 2]
+    assert len(unpacked) == 2
+
+
+async def test_an_exception_out_of_getmany_takes_the_records_before_it_along(world, consumer):
+    place = TopicPartition(world.topic, 0)
+    consumer.seek(place, 0)
+    await world.send(with_a_header_that_is_no_text([b"0", b"1", b"2"], from_record=2))
+    await arrived(consumer, place)
+    assert kafka_internals.read_up_to(consumer, place) == 0
+    with pytest.raises(UnicodeDecodeError):
+        await consumer.getmany(place, timeout_ms=0)
+    assert kafka_internals.position(consumer, place) == 0
+    assert kafka_internals.read_up_to(consumer, place) == 2
+    assert await consumer.getmany(place, timeout_ms=0) == {}
+    await arrived(consumer, place)
+    for offset in range(2):
+        polled = await consumer.getmany(place, timeout_ms=0, max_records=1)
+        assert [record.offset for record in polled[place]] == [offset]
+    with pytest.raises(UnicodeDecodeError):
+        await consumer.getmany(place, timeout_ms=0, max_records=1)
+    assert kafka_internals.position(consumer, place) == 2
+    assert kafka_internals.read_up_to(consumer, place) == 2
+
+
+async def test_what_is_no_whole_batch_moves_the_position_by_one(world, consumer, monkeypatch):
+    whole = fetcher.MemoryRecords
+    monkeypatch.setattr(fetcher, "MemoryRecords", lambda data: whole(data[:-1]))
+    place = TopicPartition(world.topic, 0)
+    consumer.seek(place, 0)
+    await world.send(batch_of([b"0", b"1"]))
+    await arrived(consumer, place)
+    with pytest.raises(RecordTooLargeError):
+        await consumer.getmany(place, timeout_ms=0)
+    assert kafka_internals.position(consumer, place) == 1
+    assert kafka_internals.read_up_to(consumer, place) is None
+
+
+async def test_raw_batches_are_the_first_one_whole_and_no_more_than_was_asked_for(
+    world, consumer
+):
+    place = TopicPartition(world.topic, 0)
+    small, large = batch_of([b"0", b"1"]), batch_of([b"2" * 5000, b"3"])
+    for batch in (large, small, large):
+        await world.send(batch)
+    first = await kafka_internals.raw_batches(consumer, place, 1, 1024)
+    second = await kafka_internals.raw_batches(consumer, place, 2, 1024)
+    assert len(first) == len(large)  # it holds offset 1, and begins below it
+    assert first[61:] == large[61:]
+    assert len(small) < len(second) <= 1024
+    assert second[61 : len(small)] == small[61:]
+    assert await kafka_internals.raw_batches(consumer, place, 6, 1024) == b""
+    with pytest.raises(OffsetOutOfRangeError):
+        await kafka_internals.raw_batches(consumer, place, 7, 1024)
 
 
 async def test_an_arrival_is_noticed_without_taking_anything(world, consumer):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 
 from tests.support.kafka import topics
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
@@ -109,13 +109,15 @@ async def test_a_member_whose_poll_loop_is_dead_is_expelled_also_after_errors(wo
     await alive.until(lambda one: len(one.partitions) == 2)
 
 
-async def test_whatever_one_partition_makes_the_library_raise_is_told(world, monkeypatch):
+async def test_what_is_wrong_with_a_partition_is_no_batch_that_cannot_be_read(
+    world, monkeypatch
+):
     await world.append_many(2, number=0)
     member = await world.join(begin_at=0)
     consumer = member.source._consumer
     getmany = consumer.getmany
     sick = {
-        TopicPartition(world.topic, 1): UnicodeDecodeError("utf-8", b"\xff", 0, 1, "header"),
+        TopicPartition(world.topic, 1): TopicAuthorizationFailedError(world.topic),
     }
 
     async def failing(*partitions, **how):
@@ -126,10 +128,11 @@ async def test_whatever_one_partition_makes_the_library_raise_is_told(world, mon
 
     monkeypatch.setattr(consumer, "getmany", failing)
     assert values_of(await member.take_records(2)) == [b"0", b"1"]
-    assert member.failures == {world.partition(1): "UnicodeDecodeError"}
-    sick[TopicPartition(world.topic, 0)] = CorruptRecordException("crc")
+    assert member.failures == {world.partition(1): "not_authorized"}
+    sick[TopicPartition(world.topic, 0)] = NoOffsetForPartitionError("none")
     await member.take(lambda _: len(member.failures) == 2)
-    assert member.failures[world.partition(0)] == "corrupt_record"
+    assert member.failures[world.partition(0)] == "no_offset"
+    assert member.unreadables == []
 
 
 async def test_an_idle_wait_ends_when_a_record_arrives(world, monkeypatch):
@@ -266,13 +269,20 @@ async def test_a_commit_that_was_given_up_is_not_overtaken_by_the_next(
     assert sent == [2, 4]
 
 
-@pytest.mark.parametrize("call", ["commit", "committed", "bounds", "landmark", "confirm"])
+@pytest.mark.parametrize(
+    "call", ["commit", "committed", "bounds", "landmark", "batch", "confirm"]
+)
 async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypatch, call):
     await world.append_many(1)
     member = await world.join()
     monkeypatch.setattr(member.source, "_limit_seconds", 0.3)
     partition = world.partition()
-    arguments = {"commit": ({partition: 1},), "landmark": (partition, 0), "confirm": ()}
+    arguments = {
+        "commit": ({partition: 1},),
+        "landmark": (partition, 0),
+        "batch": (partition, 0),
+        "confirm": (),
+    }
     with frozen(broker):
         async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(BrokerUnavailable):
@@ -283,15 +293,15 @@ async def test_landmarks_asked_for_at_once_share_one_connection(world, monkeypat
     await world.append_many(3, number=0)
     await world.append_many(3, number=1)
     member = await world.join()
-    reader = member.source._reader
+    lookup = member.source._lookup
     starts = []
-    start = reader._start
+    start = lookup._start
 
     async def counted():
         starts.append(1)
         return await start()
 
-    monkeypatch.setattr(reader, "_start", counted)
+    monkeypatch.setattr(lookup, "_start", counted)
     loop = asyncio.get_running_loop()
     tasks = [
         loop.create_task(member.source.landmark(world.partition(number), offset))
@@ -301,4 +311,4 @@ async def test_landmarks_asked_for_at_once_share_one_connection(world, monkeypat
     await asyncio.wait(tasks)
     assert [task.result().offset for task in tasks] == [0, 1, 2, 0, 1, 2]
     assert len(starts) == 1
-    assert reader._consumer is None
+    assert lookup._consumer is None

@@ -16,14 +16,14 @@ from worker.adapters.memory_kafka import MemoryDeadLetters, MemorySource
 class ForgetsMarkers(MemorySource):
     """The end of a log in markers is never reported."""
 
-    def _read(self, partition):
-        batch = super()._read(partition)
+    def _read(self, partition, limit):
+        batch = super()._read(partition, limit)
         return batch if batch is None or batch.records else None
 
 
 class StarvesShallowPartitions(MemorySource):
-    def _take(self, wanted):
-        return super()._take(wanted)[:1]
+    def _take(self, wanted, singly):
+        return super()._take(wanted, singly)[:1]
 
     @property
     def _turn(self):
@@ -52,8 +52,8 @@ class FlowsBeforeBegin(MemorySource):
 
 
 class NeverYields(MemorySource):
-    async def poll(self, wanted):
-        return self._take(wanted) or await super().poll(wanted)
+    async def poll(self, wanted, singly=frozenset()):
+        return self._take(wanted, singly) or await super().poll(wanted, singly)
 
 
 class DoesNotDrain(MemorySource):
@@ -71,6 +71,73 @@ class StaysInTheGroup(MemorySource):
 class ConfirmsFromMemory(MemorySource):
     async def confirm(self):
         return self._number, self._partitions
+
+
+class TakesAsManyAsEver(MemorySource):
+    """`singly` is not heard."""
+
+    def _take(self, wanted, singly):
+        return super()._take(wanted, frozenset())
+
+
+class LosesWhatIsBeforeABrokenBatch(MemorySource):
+    """As an exception out of a bulk read does."""
+
+    def _read(self, partition, limit):
+        batch = super()._read(partition, limit)
+        if batch is not None and batch.next_offset in self._starts_of_broken(partition):
+            return super()._read(partition, limit)
+        return batch
+
+    def _starts_of_broken(self, partition):
+        return [broken.start for broken in self._broker.log(partition).broken]
+
+
+class TellsWithTheRecordsStillInHand(LosesWhatIsBeforeABrokenBatch):
+    def _read(self, partition, limit):
+        batch = MemorySource._read(self, partition, limit)
+        if batch is not None and batch.next_offset in self._starts_of_broken(partition):
+            MemorySource._read(self, partition, limit)
+        return batch
+
+
+class PassesOverWhatCannotBeRead(MemorySource):
+    def _read(self, partition, limit):
+        for broken in self._broker.log(partition).broken:
+            if self._positions[partition] in broken:
+                self._positions[partition] = broken.stop
+        return super()._read(partition, limit)
+
+
+class FailsForWhatCannotBeRead(MemorySource):
+    async def open(self, assignments):
+        assignments.unreadable = lambda partition, *_: assignments.failed(partition, "corrupt")
+        await super().open(assignments)
+
+
+class GoesOnTrying(MemorySource):
+    """A batch that cannot be read does not pause its partition."""
+
+    def _read(self, partition, limit):
+        was = partition in self._flowing
+        batch = super()._read(partition, limit)
+        if was:
+            self._flowing.add(partition)
+        return batch
+
+
+class SpansNothingButTheOffset(MemorySource):
+    async def batch(self, partition, offset):
+        span = await super().batch(partition, offset)
+        return span and replace(span, first=offset, last=offset)
+
+
+class SpansOnlyWhatIsThere(MemorySource):
+    """The first batch behind a gap is not looked for."""
+
+    async def batch(self, partition, offset):
+        span = await super().batch(partition, offset)
+        return span if span is not None and span.first <= offset else None
 
 
 class DropsHeaders(MemoryDeadLetters):
@@ -105,6 +172,14 @@ class AcknowledgesWithoutWriting(MemoryDeadLetters):
         DoesNotDrain,
         StaysInTheGroup,
         ConfirmsFromMemory,
+        TakesAsManyAsEver,
+        LosesWhatIsBeforeABrokenBatch,
+        TellsWithTheRecordsStillInHand,
+        PassesOverWhatCannotBeRead,
+        FailsForWhatCannotBeRead,
+        GoesOnTrying,
+        SpansNothingButTheOffset,
+        SpansOnlyWhatIsThere,
     ],
 )
 def test_the_source_suite_sees(bug):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.support.kafka_facts import records_of, values_of
+from tests.support.kafka_facts import PATIENCE_SECONDS, records_of, values_of
 from tests.support.kafka_worlds import KafkaWorld, MemoryWorld
 from worker.errors import BrokerUnavailable, FencedError
 
@@ -294,6 +294,8 @@ class SourceContract:
             await member.source.commit({world.partition(): 1})
         with pytest.raises(BrokerUnavailable):
             await member.source.confirm()
+        with pytest.raises(BrokerUnavailable):
+            await member.source.batch(world.partition(), 0)
 
     async def test_confirm_says_what_is_assigned(self, make_world):
         world = await make_world(partitions=2)
@@ -362,6 +364,160 @@ class SourceContract:
         assert member.source.begin(1, sick, 0)
         await world.append(b"again", number=0)
         assert values_of(await member.take_records(1, [sick])) == [b"again"]
+
+    async def test_singly_hands_out_one_record_a_poll_and_leaves_the_others_alone(
+        self, make_world
+    ):
+        world = await make_world(partitions=2)
+        await world.append_many(20, number=0)
+        await world.append_many(20, number=1)
+        member = await world.join(begin_at=0)
+        one, all_at_once = world.partition(0), world.partition(1)
+        batches = await member.take(
+            lambda got: len(records_of(got)) == 40, singly=frozenset({one})
+        )
+        of_one = [batch for batch in batches if batch.partition == one and batch.records]
+        assert [len(batch.records) for batch in of_one] == [1] * 20
+        assert [batch.next_offset for batch in of_one] == list(range(1, 21))
+        rest = [len(batch.records) for batch in batches if batch.partition == all_at_once]
+        assert max(rest) > 1
+
+    async def test_singly_may_begin_and_end_between_two_polls(self, make_world):
+        world = await make_world()
+        await world.append_many(100)
+        member = await world.join(begin_at=0)
+        place = frozenset({world.partition()})
+        got = await member.take_records(1)
+        got += records_of(await member.take(lambda got: len(got) == 3, singly=place))
+        got += await member.take_records(100 - len(got))
+        assert values_of(got) == [b"%d" % index for index in range(100)]
+
+    async def test_a_batch_that_cannot_be_read_is_told_after_all_that_is_before_it(
+        self, make_world
+    ):
+        world = await make_world()
+        await world.append_many(5)
+        await world.append_unreadable([b"x", b"y"])
+        member = await world.join(begin_at=0)
+        got, before = [], 0
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not member.unreadables:
+                before = len(got)
+                got += records_of(await member.source.poll([world.partition()]))
+        assert values_of(got) == [b"0", b"1", b"2", b"3", b"4"]
+        assert before == 5
+        assert [told[:2] for told in member.unreadables] == [(world.partition(), 5)]
+        assert member.unreadables[0][2]
+        assert member.failures == {}
+
+    async def test_what_is_behind_a_batch_that_cannot_be_read_is_polled_after_begin(
+        self, make_world
+    ):
+        world = await make_world()
+        await world.append_many(3)
+        await world.append_unreadable([b"x", b"y"])
+        await world.append_many(3, start=3)
+        member = await world.join(begin_at=0)
+        place = world.partition()
+        got = records_of(await member.take(lambda _: bool(member.unreadables)))
+        for _ in range(5):
+            assert await member.source.poll([place]) == []
+        span = await member.source.batch(place, 3)
+        assert member.source.begin(member.number, place, span.last + 1)
+        got += await member.take_records(3)
+        assert [record.position.offset for record in got] == [0, 1, 2, 5, 6, 7]
+        assert values_of(got) == [b"%d" % index for index in range(6)]
+        assert [offset for _, offset, _ in member.unreadables] == [3]
+
+    async def test_the_other_partitions_go_on_beside_a_batch_that_cannot_be_read(
+        self, make_world
+    ):
+        world = await make_world(partitions=2)
+        sick, well = world.partition(0), world.partition(1)
+        await world.append_unreadable([b"x"], number=0)
+        await world.append_many(200, number=1)
+        member = await world.join(begin_at=0)
+        records = await member.take_records(200, [sick, well])
+        assert {record.position.partition for record in records} == {1}
+        await member.take(lambda _: bool(member.unreadables), [sick, well])
+        await world.append(b"later", number=1)
+        assert values_of(await member.take_records(1, [sick, well])) == [b"later"]
+
+    async def test_two_batches_that_cannot_be_read_are_told_one_after_the_other(
+        self, make_world
+    ):
+        world = await make_world()
+        for _ in range(2):
+            await world.append_unreadable([b"x", b"y"])
+        member = await world.join(begin_at=0)
+        for first in (0, 2):
+            await member.take(lambda _, first=first: len(member.unreadables) > first // 2)
+            assert member.unreadables[-1][:2] == (world.partition(), first)
+            assert member.source.begin(member.number, world.partition(), first + 2)
+        await world.append(b"value")
+        assert values_of(await member.take_records(1)) == [b"value"]
+
+    async def test_a_batch_that_cannot_be_read_is_told_again_where_it_is_begun_again(
+        self, make_world
+    ):
+        world = await make_world()
+        await world.append_unreadable([b"x", b"y"])
+        member = await world.join(begin_at=0)
+        await member.take(lambda _: bool(member.unreadables))
+        assert member.source.begin(member.number, world.partition(), 1)
+        await member.take(lambda _: len(member.unreadables) == 2)
+        assert [offset for _, offset, _ in member.unreadables] == [0, 1]
+
+    async def test_the_span_of_a_batch_is_found_by_any_of_its_offsets(self, make_world):
+        world = await make_world()
+        await world.append(b"a", timestamp_ms=70)
+        await world.append_unreadable([b"x", b"y", b"z"], timestamp_ms=80)
+        await world.append(b"b", timestamp_ms=90)
+        member = await world.join()
+        spans = [await member.source.batch(world.partition(), offset) for offset in range(5)]
+        assert [(span.first, span.last, span.records) for span in spans] == [
+            (0, 0, 1),
+            *[(1, 3, 3)] * 3,
+            (4, 4, 1),
+        ]
+        assert [span.timestamp_ms for span in spans] == [70, 82, 82, 82, 90]
+        assert spans[0].codec == "none"
+        assert all(span.size_bytes > 61 for span in spans)
+
+    async def test_the_span_of_what_retention_removed_is_that_of_the_first_left(
+        self, make_world
+    ):
+        world = await make_world()
+        for _ in range(3):
+            await world.append(b"value")
+        await world.truncate(2)
+        member = await world.join()
+        span = await member.source.batch(world.partition(), 0)
+        assert span is not None
+        assert (span.first, span.last) == (2, 2)
+
+    async def test_there_is_no_span_at_the_end_of_the_log(self, make_world):
+        world = await make_world()
+        member = await world.join()
+        assert await member.source.batch(world.partition(), 0) is None
+        await world.append(b"value")
+        assert await member.source.batch(world.partition(), 1) is None
+        assert await member.source.batch(world.partition(), 7) is None
+
+    async def test_asking_for_a_span_does_not_disturb_polling(self, make_world):
+        world = await make_world()
+        await world.append_many(100)
+        member = await world.join(begin_at=0)
+        got = values_of(await member.take_records(1))
+        assert await member.source.batch(world.partition(), 3)
+        got += values_of(await member.take_records(100 - len(got)))
+        assert got == [b"%d" % index for index in range(100)]
+
+    async def test_there_is_no_landmark_of_what_cannot_be_read(self, make_world):
+        world = await make_world()
+        await world.append_unreadable([b"x", b"y"])
+        member = await world.join()
+        assert await member.source.landmark(world.partition(), 1) is None
 
 
 class TestMemorySource(SourceContract):

@@ -94,7 +94,9 @@ class Topics:
     ) -> str:
         """Create a topic and return its name once every partition has a leader."""
         name = name or f"topic-{uuid4().hex[:12]}"
-        topic = NewTopic(name, partitions, 1, topic_configs=dict(config or {}))
+        # Many records of tests are of 1970: retention would remove them 30 s after the start.
+        settings = {"retention.ms": "-1"} | dict(config or {})
+        topic = NewTopic(name, partitions, 1, topic_configs=settings)
         answer = await self.admin.create_topics([topic])
         for _, code, message in answer.topic_errors:
             if code:

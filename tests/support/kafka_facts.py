@@ -17,6 +17,7 @@ class Member:
         self.changes = Changes()
         self.events = []
         self.failures = {}
+        self.unreadables = []
         self.number = 0
         self.partitions = frozenset()
 
@@ -39,19 +40,23 @@ class Member:
         self.failures[partition] = reason
         self.changes.announce()
 
+    def unreadable(self, partition, offset, error):
+        self.unreadables.append((partition, offset, error))
+        self.changes.announce()
+
     async def until(self, fact):
         """Wait for a fact while polling nothing, as a worker under back-pressure does."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not fact(self):
                 await self.source.poll([])
 
-    async def take(self, enough, wanted=None):
+    async def take(self, enough, wanted=None, singly=frozenset()):
         """Poll until `enough(batches)`; returns the batches."""
         batches = []
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not enough(batches):
                 asked = sorted(self.partitions) if wanted is None else wanted
-                batches += await self.source.poll(asked)
+                batches += await self.source.poll(asked, singly)
         return batches
 
     async def take_records(self, count, wanted=None):

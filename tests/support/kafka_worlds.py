@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.protocol.group import LeaveGroupRequest
 
+from tests.support import kafka_batches
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
@@ -76,6 +77,15 @@ class MemoryWorld(World):
             timestamp_ms=timestamp_ms,
         )
 
+    async def append_unreadable(self, values, *, number=0, timestamp_ms=1):
+        """Append one batch that cannot be read; returns its first offset."""
+        offsets = [
+            await self.append(value, number=number, timestamp_ms=timestamp_ms + delta)
+            for delta, value in enumerate(values)
+        ]
+        self.broker.log(self.partition(number)).spoil(offsets[0], offsets[-1])
+        return offsets[0]
+
     async def transaction(self, values, *, commit, number=0):
         if commit:
             for value in values:
@@ -129,6 +139,15 @@ class KafkaWorld(World):
             for index in range(start, start + count)
         ]
         await asyncio.wait(sent)
+
+    async def append_unreadable(self, values, *, number=0, timestamp_ms=1):
+        batch = kafka_batches.with_bytes_behind(values, timestamp_ms=timestamp_ms)
+        return await self.send(batch, number)
+
+    async def send(self, batch, number=0):
+        """Send a batch made by hand; returns its first offset."""
+        place = TopicPartition(self.topic, number)
+        return await kafka_batches.send(self.options.bootstrap_servers, place, batch)
 
     async def transaction(self, values, *, commit, number=0):
         producer = AIOKafkaProducer(

@@ -131,6 +131,14 @@ _CONFIGURATION: tuple[type[Exception], ...] = (
     errors.InvalidPrincipalType,
 )
 
+_NOT_OF_A_BATCH = (
+    errors.OffsetOutOfRangeError,
+    errors.NoOffsetForPartitionError,
+    errors.TopicAuthorizationFailedError,
+    errors.IllegalStateError,
+    errors.ConsumerStoppedError,
+)
+
 MEANING: dict[type[Exception], type[WorkerError]] = {
     **dict.fromkeys(_UNAVAILABLE, BrokerUnavailable),
     **dict.fromkeys(_FENCED, FencedError),
@@ -141,8 +149,23 @@ MEANING: dict[type[Exception], type[WorkerError]] = {
 def translate(error: Exception) -> WorkerError:
     """Return what an error of the library means; a class we do not know counts as its base."""
     meaning = next(MEANING[kind] for kind in type(error).__mro__ if kind in MEANING)
+    return meaning(summary(error))
+
+
+def summary(error: Exception) -> str:
+    """Return the class and the message of an error, on one line of bounded length."""
     message = " ".join(str(error).split())[:_MAX_MESSAGE_CHARACTERS]
-    return meaning(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def is_unreadable(error: Exception) -> bool:
+    """
+    Whether an error out of polling says that a batch cannot be read.
+
+    What a codec or the parser raises on broken bytes is of any class: OSError, EOFError,
+    SystemError ...; so whatever does not speak of the partition or the client does.
+    """
+    return not isinstance(error, _NOT_OF_A_BATCH)
 
 
 @contextmanager

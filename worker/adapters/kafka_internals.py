@@ -10,8 +10,11 @@ import contextlib
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, LeaderNotAvailableError, NoError, for_code
+from aiokafka.protocol.fetch import FetchRequest
 
+_READ_COMMITTED = 1
+_NO_LEADER = (None, -1)
 _GENTLE_SECONDS = 3.0
 _HARD_SECONDS = 2.0
 _LAST_SECONDS = 1.0
@@ -66,6 +69,46 @@ def position(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | Non
     """Return the next offset to be handed out, without waiting; None while unknown."""
     state = _state(consumer, partition)
     return state.position if state is not None and state.has_valid_position else None
+
+
+def read_up_to(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
+    """
+    Return the offset at which an exception out of `getmany` was raised, None while unknown.
+
+    Records below it that the same `getmany` had read are lost with the exception, and the
+    position does not show them: they are fetched again. Only before the next `getmany`.
+    """
+    fetched = consumer._fetcher._records.get(partition)  # noqa: SLF001
+    records = getattr(fetched, "_partition_records", None)
+    return None if records is None else int(records.next_fetch_offset)
+
+
+async def raw_batches(
+    consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int, max_bytes: int
+) -> bytes:
+    """
+    Return what the log holds from the batch of an offset on, as it is, below the stable end.
+
+    Never more than the first batch and `max_bytes`.
+
+    Raises:
+        KafkaError: the leader does not answer, or is another one.
+    """
+    client = consumer._client  # noqa: SLF001
+    await client._wait_on_metadata(partition.topic)  # noqa: SLF001
+    leader = client.cluster.leader_for_partition(partition)
+    if leader in _NO_LEADER:
+        client.force_metadata_update()
+        raise LeaderNotAvailableError(partition)
+    place = (partition.partition, offset, max_bytes)
+    request = FetchRequest(0, 1, max_bytes, _READ_COMMITTED, [(partition.topic, [place])])
+    response = await client.send(leader, request)
+    ((_, ((_, code, *_, data),)),) = response.topics
+    error = for_code(code)
+    if error is not NoError:
+        client.force_metadata_update()
+        raise error(partition)
+    return data or b""
 
 
 def stable_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:

@@ -9,7 +9,7 @@ anew. Nothing is polled between `revoked` and `begin`. Never resets an offset.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,11 +21,11 @@ from worker.adapters import kafka_internals
 from worker.adapters.kafka_client import client_arguments, milliseconds
 from worker.adapters.kafka_errors import translate, translated
 from worker.adapters.kafka_flow import Flow
-from worker.adapters.kafka_landmarks import LandmarkReader
+from worker.adapters.kafka_lookup import Lookup
 from worker.config import KafkaOptions
 from worker.core.model import Landmark, Partition
 from worker.errors import BrokerUnavailable, FencedError
-from worker.ports import Assignments, PolledBatch
+from worker.ports import Assignments, BatchSpan, PolledBatch
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class KafkaSource:
     def __init__(self, options: KafkaOptions) -> None:
         self._options = options
         self._limit_seconds = min(_REQUEST_SECONDS, options.request_seconds)
-        self._reader = LandmarkReader(options)
+        self._lookup = Lookup(options)
         self._consumer: AIOKafkaConsumer | None = None
         self._number = 0
         self._holds = False
@@ -78,7 +78,7 @@ class KafkaSource:
         with translated():
             consumer = AIOKafkaConsumer(**consumer_arguments(self._options))
             consumer.subscribe(list(self._options.topics), listener=_Listener(self))
-            self._flow = Flow(consumer, self._options.max_poll_records, assignments.failed)
+            self._flow = Flow(consumer, self._options.max_poll_records, assignments)
             self._consumer = consumer
             try:
                 async with asyncio.timeout(2 * self._options.request_seconds):
@@ -87,9 +87,11 @@ class KafkaSource:
                 await self.close()
                 raise
 
-    async def poll(self, wanted: Sequence[Partition]) -> list[PolledBatch]:
+    async def poll(
+        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+    ) -> list[PolledBatch]:
         """
-        Return what has arrived for these partitions, in fair order.
+        Return what has arrived for these partitions, in fair order; one record of some.
 
         Raises:
             BrokerUnavailable: not for a broker that is away, which is waited for, but for a
@@ -106,7 +108,7 @@ class KafkaSource:
         try:
             kafka_internals.mark_polled(self._consumer)
             kafka_internals.check(self._consumer)
-            return await self._flow.poll(wanted)
+            return await self._flow.poll(wanted, singly)
         except KafkaError as error:
             await asyncio.sleep(_ERROR_SECONDS)
             raise translate(error) from error
@@ -131,7 +133,15 @@ class KafkaSource:
             first, end = await self.bounds(partition)
             if not first <= offset < end:
                 return None
-            return await self._reader.read(partition, offset)
+            return await self._lookup.landmark(partition, offset)
+
+    async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
+        """Return the span of the batch that holds this offset, or of the first one behind."""
+        async with self._limited():
+            first, end = await self.bounds(partition)
+            if offset >= end:
+                return None
+            return await self._lookup.batch(partition, max(first, offset))
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
         """Start polling at an offset; False where the assignment is not the newest."""

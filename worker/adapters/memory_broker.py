@@ -16,8 +16,15 @@ from dataclasses import dataclass, field
 
 from worker.core.model import Partition, Position, Record
 from worker.errors import BrokerUnavailable
+from worker.ports import BatchSpan
+
+_HEADER_BYTES = 61
 
 Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Unreadable(LookupError):
+    """The batch at this offset is broken."""
 
 
 class Changes:
@@ -65,6 +72,7 @@ class Log:
     end: int = 0
     sick: str | None = None
     records: list[Record] = field(default_factory=list)
+    broken: list[range] = field(default_factory=list)
 
     def append(self, record: Record) -> None:
         """Add a record at its offset."""
@@ -76,24 +84,60 @@ class Log:
         Return up to `limit` records from an offset on, and the position after them.
 
         Raises:
+            Unreadable: the batch at the offset is broken.
             LookupError: it cannot be read; the argument is the reason.
         """
         if self.sick is not None:
             raise LookupError(self.sick)
         if not self.first <= offset <= self.end:
             raise LookupError("offset_out_of_range")
-        start = self._index(offset)
-        records = tuple(self.records[start : start + limit])
-        if start + limit < len(self.records):
+        if self._broken_at(offset) is not None:
+            raise Unreadable("corrupt_record")
+        starts = (batch.start for batch in self.broken if batch.start > offset)
+        end = min(starts, default=self.end)
+        start, stop = self._index(offset), self._index(end)
+        records = tuple(self.records[start : min(start + limit, stop)])
+        if start + limit < stop:
             return records, records[-1].position.offset + 1
-        return records, self.end
+        return records, end
 
     def at(self, offset: int) -> Record | None:
-        """Return the record at exactly this offset, None where it is gone."""
+        """Return the record at exactly this offset, None where it is gone or broken."""
+        if self._broken_at(offset) is not None:
+            return None
         for record in self.records[self._index(offset) :][:1]:
             if record.position.offset == offset:
                 return record
         return None
+
+    def spoil(self, first: int, last: int) -> None:
+        """Make these offsets one batch that cannot be read."""
+        self.broken.append(range(first, last + 1))
+
+    def mend(self) -> None:
+        """Make all batches readable again."""
+        self.broken.clear()
+
+    def span(self, offset: int) -> BatchSpan | None:
+        """Return the batch at an offset or behind it; a batch is a record unless spoilt."""
+        for record in self.records[self._index(max(offset, self.first)) :][:1]:
+            at = record.position.offset
+            return self._span(self._broken_at(at) or range(at, at + 1))
+        return None
+
+    def _span(self, batch: range) -> BatchSpan:
+        records = self.records[self._index(batch.start) : self._index(batch.stop)]
+        return BatchSpan(
+            first=batch.start,
+            last=batch.stop - 1,
+            records=len(records),
+            size_bytes=_HEADER_BYTES + sum(record.size_bytes for record in records),
+            codec="none",
+            timestamp_ms=max(record.timestamp_ms for record in records),
+        )
+
+    def _broken_at(self, offset: int) -> range | None:
+        return next((batch for batch in self.broken if offset in batch), None)
 
     def remove(self, offsets: Iterable[int]) -> None:
         """Remove records as compaction does: their offsets stay in use."""

@@ -8,14 +8,14 @@ returned in the same step; nothing is polled before `begin`.
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from worker.adapters.dead_letter_headers import headers_of
-from worker.adapters.memory_broker import Group, MemoryBroker
+from worker.adapters.memory_broker import Group, MemoryBroker, Unreadable
 from worker.core.lifecycle import landmark
 from worker.core.model import Landmark, Partition
 from worker.errors import BrokerUnavailable, FencedError
-from worker.ports import Assignments, DeadLetter, PolledBatch, Recorded
+from worker.ports import Assignments, BatchSpan, DeadLetter, PolledBatch, Recorded
 
 __all__ = ["MemoryBroker", "MemoryDeadLetters", "MemorySource"]
 
@@ -66,7 +66,7 @@ class MemorySource:
             raise
 
     async def poll(
-        self, wanted: Sequence[Partition], singly: Collection[Partition] = frozenset()
+        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
     ) -> list[PolledBatch]:
         """Return what has arrived, in fair order, waiting for the next change at most."""
         await asyncio.sleep(0)
@@ -100,6 +100,12 @@ class MemorySource:
         self._check("landmark")
         record = self._broker.log(partition).at(offset)
         return None if record is None else landmark(record)
+
+    async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
+        """Return the span of the batch that holds this offset, or of the first one behind."""
+        await asyncio.sleep(0)
+        self._check("batch")
+        return self._broker.log(partition).span(offset)
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
         """Start polling at an offset; False where the assignment is not the newest."""
@@ -208,7 +214,7 @@ class MemorySource:
             self._broker.changes.announce()
 
     def _take(
-        self, wanted: Sequence[Partition], singly: Collection[Partition]
+        self, wanted: Sequence[Partition], singly: Container[Partition]
     ) -> list[PolledBatch]:
         if self._broker.down or not self._holds or self._knows_expulsion:
             return []
@@ -224,8 +230,11 @@ class MemorySource:
     def _read(self, partition: Partition, limit: int) -> PolledBatch | None:
         position = self._positions[partition]
         try:
-            log = self._broker.log(partition)
-            records, following = log.read(position, limit)
+            records, following = self._broker.log(partition).read(position, limit)
+        except Unreadable as error:
+            self.pause(partition)
+            self._assignments.unreadable(partition, position, str(error.args[0]))
+            return None
         except LookupError as error:
             self.pause(partition)
             self._assignments.failed(partition, str(error.args[0]))

@@ -1,27 +1,33 @@
 """
-Reads single records of the log, beside the group.
+Looks single places of the log up, beside the group.
 
 Owns a second consumer without a group, made when it is needed and closed when nobody waits any
 more: a claim asks about a few partitions at once, and then for hours nobody does.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from worker.adapters import kafka_internals
+from worker.adapters.kafka_batches import NoHeader, find_span
 from worker.adapters.kafka_client import client_arguments, milliseconds, record_of
+from worker.adapters.kafka_errors import is_unreadable
 from worker.config import KafkaOptions
 from worker.core.lifecycle import landmark
 from worker.core.model import Landmark, Partition
+from worker.errors import BrokerUnavailable
+from worker.ports import BatchSpan
 
 _WAIT_SECONDS = 0.2
 # The broker answers with one whole batch at least, however large; more is not wanted.
 _FETCH_BYTES = 1024
 
 
-class LandmarkReader:
-    """Looks a record up by its offset. The caller bounds the time."""
+class Lookup:
+    """Answers what the log holds at an offset. The caller bounds the time."""
 
     def __init__(self, options: KafkaOptions) -> None:
         self._options = options
@@ -29,13 +35,38 @@ class LandmarkReader:
         self._turn = asyncio.Lock()
         self._consumer: AIOKafkaConsumer | None = None
 
-    async def read(self, partition: Partition, offset: int) -> Landmark | None:
-        """Return the landmark of the record at this offset below the end; None: it is gone."""
+    async def landmark(self, partition: Partition, offset: int) -> Landmark | None:
+        """
+        Return the landmark of the record at this offset below the end.
+
+        None where it is gone, or its batch cannot be read any more.
+        """
+        async with self._connected() as consumer:
+            return await _look_up(consumer, TopicPartition(*partition), offset)
+
+    async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
+        """
+        Return the span of the batch that holds an offset between the bounds, or the next one.
+
+        Raises:
+            BrokerUnavailable: what stands there is no header that we know.
+        """
+        async with self._connected() as consumer:
+            data = await kafka_internals.raw_batches(
+                consumer, TopicPartition(*partition), offset, _FETCH_BYTES
+            )
+        try:
+            return find_span(data, offset)
+        except NoHeader as error:
+            raise BrokerUnavailable(f"{partition}, offset {offset}: {error}") from error
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AIOKafkaConsumer]:
+        """One after the other."""
         self._waiting += 1
         try:
             async with self._turn:
-                consumer = self._consumer or await self._start()
-                return await _look_up(consumer, partition, offset)
+                yield self._consumer or await self._start()
         except BaseException:
             await self._close()
             raise
@@ -65,15 +96,19 @@ class LandmarkReader:
 
 
 async def _look_up(
-    consumer: AIOKafkaConsumer, partition: Partition, offset: int
+    consumer: AIOKafkaConsumer, place: TopicPartition, offset: int
 ) -> Landmark | None:
-    place = TopicPartition(*partition)
     consumer.assign([place])
     consumer.seek(place, offset)
     while True:
-        polled = await consumer.getmany(
-            place, timeout_ms=milliseconds(_WAIT_SECONDS), max_records=1
-        )
+        try:
+            polled = await consumer.getmany(
+                place, timeout_ms=milliseconds(_WAIT_SECONDS), max_records=1
+            )
+        except Exception as error:
+            if is_unreadable(error):
+                return None
+            raise
         for record in polled.get(place, ()):
             return landmark(record_of(record)) if record.offset == offset else None
         # Markers and compacted batches move the position and hand out nothing.

@@ -1,0 +1,293 @@
+"""Batches that cannot be read, in the log of a real broker: they are told, and passed."""
+
+import asyncio
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from aiokafka.consumer import fetcher
+
+from tests.support.kafka import topics
+from tests.support.kafka_batches import (
+    batch_of,
+    bomb,
+    change_on_disk,
+    sealed,
+    with_a_header_that_is_no_text,
+    with_bytes_behind,
+)
+from tests.support.kafka_facts import PATIENCE_SECONDS, records_of, values_of
+from tests.support.kafka_own import quick_options, run_own_kafka, usable
+from tests.support.kafka_worlds import KafkaWorld
+from worker.adapters import kafka_internals
+from worker.errors import BrokerUnavailable
+from worker.ports import BatchSpan
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def broker():
+    with run_own_kafka() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def world(broker, group):
+    await usable(broker)
+    async with topics(broker.bootstrap_servers) as made:
+        topic = await made.create(partitions=2)
+        world = KafkaWorld(quick_options(broker, group), topic)
+        yield world
+        await world.close()
+
+
+async def go_on_behind(member, partition, count):
+    """Poll until so many records came, beginning again behind whatever cannot be read."""
+    records, spans, done = [], [], 0
+    async with asyncio.timeout(4 * PATIENCE_SECONDS):
+        while len(records) < count:
+            records += records_of(await member.source.poll([partition]))
+            if len(member.unreadables) > done:
+                done += 1
+                spans.append(await member.source.batch(partition, member.unreadables[-1][1]))
+                assert member.source.begin(member.number, partition, spans[-1].last + 1)
+    return records, spans
+
+
+def offsets_of(records):
+    return [record.position.offset for record in records]
+
+
+def with_codec(number):
+    def change(batch):
+        batch[22] = (batch[22] & ~0b111) | number
+        sealed(batch)
+
+    return change
+
+
+def with_a_wrong_checksum(batch):
+    batch[-1] ^= 1
+
+
+def with_garbage_inside(batch):
+    batch[61:] = b"\x55" * (len(batch) - 61)
+    sealed(batch)
+
+
+def break_on_disk(broker, topic, changes):
+    (segment,) = Path(broker.folder).rglob(f"{topic}-0/*.log")
+    broker.stop()
+    for offset, change in changes.items():
+        change_on_disk(segment, offset, change)
+    broker.start()
+
+
+async def test_what_a_disk_breaks_is_passed_by_batch(world, broker):
+    for index in range(9):
+        codec = "zstd" if index == 5 else "none"
+        values = [b"%d" % index * 30, b"%d" % index * 40]
+        await world.send(batch_of(values, codec=codec))
+    changes = {
+        2: with_a_wrong_checksum,
+        6: with_codec(7),
+        10: with_garbage_inside,
+        14: with_codec(1),
+    }
+    await asyncio.to_thread(break_on_disk, broker, world.topic, changes)
+    member = await world.join(begin_at=0)
+    records, spans = await go_on_behind(member, world.partition(), 10)
+    assert offsets_of(records) == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]
+    assert [offset for _, offset, _ in member.unreadables] == [2, 6, 10, 14]
+    assert [(span.first, span.last, span.codec) for span in spans] == [
+        (2, 3, "none"),
+        (6, 7, "codec 7"),
+        (10, 11, "zstd"),
+        (14, 15, "gzip"),
+    ]
+    kinds = [error.partition(":")[0] for _, _, error in member.unreadables]
+    assert kinds == [
+        "CorruptRecordException",
+        "UnsupportedCodecError",
+        "DecompressionError",
+        "BadGzipFile",
+    ]
+    assert member.failures == {}
+
+
+async def test_the_rest_of_a_batch_of_which_one_record_cannot_be_read_is_its_span(world):
+    await world.append_many(3)
+    await world.send(with_a_header_that_is_no_text([b"3", b"4", b"5", b"6"], from_record=2))
+    await world.append_many(2, start=7)
+    member = await world.join(begin_at=0)
+    records, (span,) = await go_on_behind(member, world.partition(), 7)
+    assert values_of(records) == [b"0", b"1", b"2", b"3", b"4", b"7", b"8"]
+    assert [offset for _, offset, _ in member.unreadables] == [5]
+    assert (span.first, span.last, span.records) == (3, 6, 4)
+
+
+async def test_a_batch_in_the_middle_of_which_polling_begins_is_told_at_that_offset(world):
+    await world.send(with_bytes_behind([b"0", b"1", b"2"]))
+    member = await world.join(begin_at=1)
+    await member.take(lambda _: bool(member.unreadables))
+    assert [offset for _, offset, _ in member.unreadables] == [1]
+
+
+async def test_markers_before_a_batch_that_cannot_be_read_are_passed(world):
+    await world.append(b"0")
+    await world.transaction([b"x", b"y"], commit=False)
+    first = await world.append_unreadable([b"a", b"b"])
+    await world.append(b"last")
+    member = await world.join(begin_at=0)
+    records, (span,) = await go_on_behind(member, world.partition(), 2)
+    assert offsets_of(records) == [0, 6]
+    assert [offset for _, offset, _ in member.unreadables] == [4]
+    assert (first, span.first, span.last) == (4, 4, 5)
+
+
+async def test_singly_also_stops_exactly_at_what_cannot_be_read(world):
+    await world.append_many(3)
+    await world.append_unreadable([b"x"])
+    await world.append(b"last")
+    member = await world.join(begin_at=0)
+    place = world.partition()
+    batches = await member.take(lambda _: bool(member.unreadables), singly=frozenset({place}))
+    assert [len(batch.records) for batch in batches] == [1, 1, 1]
+    assert [offset for _, offset, _ in member.unreadables] == [3]
+
+
+async def test_many_records_before_a_batch_that_cannot_be_read_come_each_once(world):
+    await world.append_many(500)
+    await world.append_unreadable([b"x"])
+    await world.append(b"500")
+    member = await world.join(begin_at=0)
+    records, _ = await go_on_behind(member, world.partition(), 501)
+    assert values_of(records) == [b"%d" % index for index in range(501)]
+    assert [offset for _, offset, _ in member.unreadables] == [500]
+
+
+class OnTheWay:
+    """Changes the first answers that the library gets, as a bad network does."""
+
+    def __init__(self, monkeypatch, *changes):
+        self.changes = list(changes)
+        self.at = []
+        self._whole = fetcher.MemoryRecords
+        monkeypatch.setattr(fetcher, "MemoryRecords", self)
+
+    def __call__(self, data):
+        if data and self.changes:
+            self.at.append(asyncio.get_running_loop().time())
+            data = self.changes.pop(0)(data)
+        return self._whole(data)
+
+
+def last_bit(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def without_checksum(data):
+    return data[:17] + bytes(4) + data[21:]
+
+
+def cut(data):
+    return data[:-1]
+
+
+def back(data):
+    """Let the last batch claim to begin before the others."""
+    size = struct.unpack_from(">i", data, 8)[0] + 12
+    assert len(data) == 2 * size
+    return data[:size] + struct.pack(">q", -5) + data[size + 8 :]
+
+
+@pytest.mark.parametrize("change", [last_bit, cut])
+async def test_what_is_broken_on_the_way_is_fetched_again(world, monkeypatch, change):
+    await world.send(batch_of([b"0", b"1", b"2"]))
+    broken = OnTheWay(monkeypatch, change, change)
+    member = await world.join(begin_at=0)
+    assert values_of(await member.take_records(3)) == [b"0", b"1", b"2"]
+    assert member.unreadables == []
+    assert broken.changes == []
+
+
+@pytest.mark.parametrize("change", [last_bit, cut])
+async def test_a_batch_is_fetched_three_times_with_growing_waits(world, monkeypatch, change):
+    await world.send(batch_of([b"0", b"1"]))
+    broken = OnTheWay(monkeypatch, *[change] * 4)
+    member = await world.join(begin_at=0)
+    await member.take(lambda _: bool(member.unreadables))
+    assert [offset for _, offset, _ in member.unreadables] == [0]
+    first, second, third = broken.at
+    assert 0.5 <= second - first < third - second
+    broken.changes.clear()
+    assert member.source.begin(1, world.partition(), 0)
+    assert values_of(await member.take_records(2)) == [b"0", b"1"]
+
+
+async def test_a_batch_that_claims_an_offset_of_before_hands_out_nothing_twice(
+    world, monkeypatch
+):
+    for value in (b"0", b"1"):
+        await world.send(batch_of([value]))
+    broken = OnTheWay(monkeypatch, back)
+    member = await world.join(begin_at=0)
+    assert values_of(await member.take_records(2)) == [b"0", b"1"]
+    assert broken.changes == []
+    assert member.unreadables == []
+
+
+async def test_what_rests_is_forgotten_where_polling_begins_elsewhere(world, monkeypatch):
+    await world.send(batch_of([b"0"]))
+    await world.send(batch_of([b"1"]))
+    broken = OnTheWay(monkeypatch, *[without_checksum] * 4)
+    member = await world.join(begin_at=0)
+    await member.take(lambda _: len(broken.at) == 2)
+    broken.changes.clear()
+    assert member.source.begin(1, world.partition(), 1)
+    assert values_of(await member.take_records(1)) == [b"1"]
+    assert member.unreadables == []
+
+
+def forget_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
+
+
+def peak_bytes():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+@pytest.mark.parametrize("noise_bytes", [0, 1_000_000])
+async def test_a_bomb_is_described_without_being_unpacked(world, noise_bytes):
+    size_bytes = 300 * 2**20
+    packed = bomb(size_bytes, noise_bytes)
+    await world.send(packed)
+    await world.append(b"behind")
+    member = await world.join()
+    before = forget_peak()
+    span = await member.source.batch(world.partition(), 0)
+    assert peak_bytes() - before < 16 * 2**20
+    assert span == BatchSpan(0, 0, 1, len(packed), "zstd", 1)
+    assert member.source.begin(1, world.partition(), span.last + 1)
+    assert values_of(await member.take_records(1)) == [b"behind"]
+
+
+async def test_where_no_header_of_ours_stands_a_span_is_refused_in_a_sentence(
+    world, monkeypatch
+):
+    await world.append(b"value")
+    member = await world.join()
+
+    async def of_old(*_):
+        batch = batch_of([b"value"])
+        batch[16] = 1
+        return bytes(batch)
+
+    monkeypatch.setattr(kafka_internals, "raw_batches", of_old)
+    with pytest.raises(BrokerUnavailable, match="is of message format v1, not v2"):
+        await member.source.batch(world.partition(), 0)
+    assert member.source._lookup._consumer is None
