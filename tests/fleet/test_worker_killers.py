@@ -2,11 +2,15 @@
 
 import pytest
 
+from aiokafka import TopicPartition
+
 from tests.support import dying_worker
 from tests.support.fleet import QUICK_TIMERS, upsert
+from tests.support.kafka_batches import bomb, send
 
 pytestmark = pytest.mark.real
 
+GIGABYTE = 1 << 30
 KILLERS = {0: (dying_worker.EXIT, dying_worker.ABORT), 1: (dying_worker.EAT,)}
 
 
@@ -27,3 +31,28 @@ async def test_records_of_which_workers_die_are_dead_letters_and_all_others_are_
     positions = sorted(letter.position[1:] for letter in letters)
     assert positions == [(0, 0), (0, 20), (1, 0)]
     assert len(await fleet.stored()) == 80
+
+
+async def test_a_decompression_bomb_is_skipped_by_its_header_under_a_limit_of_memory(
+    make_fleet,
+):
+    fleet = await make_fleet(partitions=2)
+    for part in range(2):
+        before = [upsert(f"before {part} {number}", 1, "text") for number in range(20)]
+        await fleet.publish(before, partition=part)
+    place = TopicPartition(fleet.topic, 0)
+    offset = await send(fleet.kafka.bootstrap_servers, place, bomb(3 * GIGABYTE // 2))
+    await fleet.publish(
+        [upsert(f"behind {number}", 1, "text") for number in range(20)], partition=0
+    )
+    await fleet.supervise(
+        at_most=12,
+        module="tests.support.dying_worker",
+        DYING_WORKER_MEMORY_BYTES=str(GIGABYTE),
+        **QUICK_TIMERS,
+    )
+    (letter,) = await fleet.letters()
+    assert letter.reason == "worker_killer"
+    assert letter.position == (fleet.topic, 0, offset)
+    assert f"offsets {offset} to {offset}: a batch of 1 records" in letter.envelope["detail"]
+    assert len(await fleet.stored()) == 60

@@ -85,7 +85,9 @@ class Audit:
         """Also by a letter that points at its batch, where that cannot be read."""
         topic, number, offset = record.position
         log = self.universe.broker.log(Partition(topic, number))
-        batches = [batch for batch in log.broken if offset in batch] or [range(offset, offset + 1)]
+        batches = [batch for batch in log.broken if offset in batch] or [
+            range(offset, offset + 1)
+        ]
         return any(
             row.state != "pending"
             for key, row in self.universe.database.state.letters.items()

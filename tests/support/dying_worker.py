@@ -2,10 +2,12 @@
 `embedfleet` in a process that dies of some texts, as one does of a defect in native code.
 
 `python -m tests.support.dying_worker run`: a text that begins with one of `DEATHS` ends the
-process while the text is cut, at once and without a goodbye.
+process while the text is cut, at once and without a goodbye. `DYING_WORKER_MEMORY_BYTES` limits
+what the process may allocate, as the limit of a container does.
 """
 
 import os
+import resource
 import signal
 import sys
 
@@ -34,5 +36,7 @@ def split_or_die(text, *how):
 
 
 if __name__ == "__main__":
+    if limit := int(os.environ.get("DYING_WORKER_MEMORY_BYTES", "0")):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     prepare.split = split_or_die
     sys.exit(main())

@@ -98,6 +98,7 @@ class Observation:
             "next_offset": life.progress.next_offset,
             "in_flight": life.in_flight,
             "lag": self._lag(life),
+            "one_by_one": life.isolation is not None,
             "problem": life.problem,
         }
 
