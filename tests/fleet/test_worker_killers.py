@@ -1,7 +1,6 @@
 """A record of which real worker processes die is found and dead-lettered; nothing else is."""
 
 import pytest
-
 from aiokafka import TopicPartition
 
 from tests.support import dying_worker
