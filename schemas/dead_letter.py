@@ -135,13 +135,13 @@ class Reason(StrEnum):
     )
     UNREADABLE_BATCH = (
         "unreadable_batch",
-        "The batch that holds the record cannot be read: broken, or packed by an unknown codec.",
+        "The batch of the record cannot be read: it is broken, or of an unknown codec.",
         "Publish the documents of the offsets in the detail again; discard the letter.",
     )
     WORKER_KILLER = (
         "worker_killer",
-        "The worker died whenever it was alone with this record, or with fetching its batch.",
-        "Report it with the record; publish the document in another form, or replay it with --force.",
+        "The worker died of it twice: of this record alone, or of fetching its batch.",
+        "Report it; publish the document in another form, or replay it with --force.",
     )
     INTERNAL_ERROR = (
         "internal_error",
@@ -178,6 +178,30 @@ _ORIGIN_NAMES = tuple(f"{PREFIX}origin.{name.removesuffix('_ms')}" for name in O
 ORIGIN_TOPIC = _ORIGIN_NAMES[0]
 
 
+class Facts(NamedTuple):
+    """
+    What is known of a failure beside its reason, None where it is not.
+
+    Codes and names only: no prose of a provider's, no text of an error of PostgreSQL's.
+    """
+
+    provider_status: Annotated[
+        int | None, Meta(description="HTTP status of the provider's last answer.")
+    ] = None
+    provider_request_id: Annotated[
+        str | None, Meta(description="By what the provider finds that request in its logs.")
+    ] = None
+    sqlstate: Annotated[
+        str | None, Meta(description="SQLSTATE with which PostgreSQL refused the values.")
+    ] = None
+    constraint: Annotated[
+        str | None, Meta(description="The constraint that the values broke.")
+    ] = None
+
+
+NO_FACTS = Facts()
+
+
 class NotADeadLetter(ValueError):
     """The headers are not those of a dead letter."""
 
@@ -186,13 +210,19 @@ def _header_name(field: str) -> str:
     return PREFIX + field.removesuffix("_ms").replace("_", "-")
 
 
+FACT_NAMES = tuple(map(_header_name, Facts._fields))
+"""The headers of `Facts`; what is not known has none."""
+
+
 class DeadLetterEnvelope(Struct, frozen=True, kw_only=True, rename=_header_name):
     """
     What the worker says about a record that cannot pass.
 
     `reason` is a code of `Reason`, or one of a newer worker. Topic, partition, offset,
     timestamp and incarnation say where the record stood; `origin` where it first stood, if
-    it was a replay. `first_seen_ms` is when this worker gave it up, in milliseconds.
+    it was a replay. `attempts`, `first_seen_ms` and `last_seen_ms` are the ledger's: a record
+    that is met again after a crash or a rewind keeps the first time. Letters of before they
+    were told have neither attempts, a last time nor facts.
     """
 
     reason: Annotated[str, Meta(min_length=1, description="Why: one of the reason codes.")]
@@ -210,17 +240,23 @@ class DeadLetterEnvelope(Struct, frozen=True, kw_only=True, rename=_header_name)
     ] = 0
     group: Annotated[str, Meta(description="The consumer group that gave it up.")]
     passes: Annotated[int, Meta(ge=0, description="How often it was tried.")] = 0
+    attempts: Annotated[int, Meta(ge=1, description="How often it was given up.")] = 1
     first_seen_ms: Annotated[
-        Timestamp, Meta(description="When it was given up, in milliseconds.")
+        Timestamp, Meta(description="When it was given up first, in milliseconds.")
     ]
+    last_seen_ms: Annotated[
+        Timestamp | None, Meta(description="When it was given up last, in milliseconds.")
+    ] = None
     replays: Annotated[int, Meta(ge=0, description="How often it had been replayed.")] = 0
+    facts: Facts = NO_FACTS
     origin: Origin | None = None
 
 
+_NESTED = ("facts", "origin")
 _ENVELOPE_FIELDS = tuple(
     (field.name, field.encode_name)
     for field in msgspec.structs.fields(DeadLetterEnvelope)
-    if field.name != "origin"
+    if field.name not in _NESTED
 )
 _REASON = _header_name("reason")
 # Fits an int4 of the ledger.
@@ -239,7 +275,9 @@ def dead_letter_headers(
     origin = envelope.origin or parse_origin(headers)
     values = msgspec.structs.asdict(envelope)
     values["detail"] = envelope.detail[:MAX_DETAIL_CHARACTERS]
-    headers += [(name, _encode(values[field])) for field, name in _ENVELOPE_FIELDS]
+    told = [(name, values[field]) for field, name in _ENVELOPE_FIELDS]
+    told += zip(FACT_NAMES, envelope.facts, strict=True)
+    headers += [(name, _encode(value)) for name, value in told if value is not None]
     if origin is not None:
         headers += _origin_block(origin)
     return headers
@@ -260,10 +298,15 @@ def parse_dead_letter(headers: Sequence[Header]) -> tuple[DeadLetterEnvelope, li
     try:
         fields = {name: _decode(block[name]) for _, name in _ENVELOPE_FIELDS if name in block}
         envelope = msgspec.convert(fields, DeadLetterEnvelope, strict=False)
+        facts = [_decode(block[name]) if name in block else None for name in FACT_NAMES]
+        envelope = msgspec.structs.replace(
+            envelope,
+            facts=msgspec.convert(facts, Facts, strict=False),
+            origin=_origin(block),
+        )
     except ValueError as error:
         raise NotADeadLetter(str(error)) from error
-    origin = _origin(block)
-    return msgspec.structs.replace(envelope, origin=origin), list(headers[:start])
+    return envelope, list(headers[:start])
 
 
 def origin_headers(originals: Iterable[Header], envelope: DeadLetterEnvelope) -> list[Header]:

@@ -12,7 +12,14 @@ import msgspec
 
 from . import cloud_events
 from .codec import encode_event, key_of
-from .dead_letter import EXPLANATIONS, PREFIX, DeadLetterEnvelope, Origin
+from .dead_letter import (
+    EXPLANATIONS,
+    FACT_NAMES,
+    PREFIX,
+    DeadLetterEnvelope,
+    Facts,
+    Origin,
+)
 from .events import (
     DocumentDeleted,
     DocumentUpserted,
@@ -152,13 +159,15 @@ def _envelope_headers() -> tuple[Schema, list[str]]:
     properties = {
         name: _as_text(field)
         for name, field in schema["properties"].items()
-        if name != f"{PREFIX}origin"
+        if name not in {f"{PREFIX}facts", f"{PREFIX}origin"}
     }
     codes = [{"const": str(code), "description": text} for code, text in EXPLANATIONS.items()]
     properties[f"{PREFIX}reason"]["anyOf"] = [
         *codes,
         {"type": "string", "description": "A code of a newer worker."},
     ]
+    for header, kind in zip(FACT_NAMES, Facts.__annotations__.values(), strict=True):
+        properties[header] = _as_text(msgspec.json.schema(kind))
     for name, kind in Origin.__annotations__.items():
         header = f"{PREFIX}origin.{name.removesuffix('_ms')}"
         properties[header] = _as_text(msgspec.json.schema(kind)) | {
@@ -168,9 +177,10 @@ def _envelope_headers() -> tuple[Schema, list[str]]:
 
 
 def _as_text(schema: Schema) -> Schema:
-    """Return the schema of a value as it stands in a header."""
+    """Return the schema of a value as it stands in a header; one that is None has none."""
     text: Schema = {"type": "string"}
-    if schema["type"] == "integer":
+    kind, *_ = schema.get("anyOf", [schema])
+    if kind["type"] == "integer":
         text["pattern"] = "^-?[0-9]{1,19}$"
     if "description" in schema:
         text["description"] = schema["description"]

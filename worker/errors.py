@@ -22,7 +22,7 @@ Adapters translate every exception of their library into one of these; `Cancelle
 passes through untouched.
 """
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import NO_FACTS, Facts, Reason
 
 
 class WorkerError(Exception):
@@ -41,8 +41,9 @@ class ProviderUnavailable(TransientError):
     """
     The embedding provider did not answer, or answered that it cannot.
 
-    `retry_after_seconds` is for how long it asks to wait, `should_retry` whether it says that
-    another try makes sense; None where it does not say.
+    `request_id` is by what it finds the request in its logs, `retry_after_seconds` for how
+    long it asks to wait, `should_retry` whether it says that another try makes sense; None
+    where it does not say.
     """
 
     def __init__(
@@ -50,13 +51,20 @@ class ProviderUnavailable(TransientError):
         message: str = "",
         *,
         status: int | None = None,
+        request_id: str | None = None,
         retry_after_seconds: float | None = None,
         should_retry: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.request_id = request_id
         self.retry_after_seconds = retry_after_seconds
         self.should_retry = should_retry
+
+    @property
+    def facts(self) -> Facts:
+        """What a dead letter says of the answer."""
+        return Facts(provider_status=self.status, provider_request_id=self.request_id)
 
 
 class RateLimited(ProviderUnavailable):
@@ -92,18 +100,27 @@ class BrokerUnavailable(TransientError):
 
 
 class PermanentError(WorkerError):
-    """This record will not pass, however often it is tried."""
+    """
+    This record will not pass, however often it is tried.
 
-    def __init__(self, reason: Reason, message: str = "") -> None:
+    The message becomes the detail of its dead letter: no text of the document, no prose of a
+    provider's or of PostgreSQL's, no secret.
+    """
+
+    def __init__(self, reason: Reason, message: str = "", *, facts: Facts = NO_FACTS) -> None:
         super().__init__(message or reason.value)
         self.reason = reason
+        self.facts = facts
 
 
 class RejectedInput(PermanentError):
     """The provider refuses the text itself (HTTP 400 for content, 413, 422)."""
 
-    def __init__(self, message: str = "", *, status: int | None = None) -> None:
-        super().__init__(Reason.REJECTED_INPUT, message)
+    def __init__(
+        self, message: str = "", *, status: int | None = None, request_id: str | None = None
+    ) -> None:
+        facts = Facts(provider_status=status, provider_request_id=request_id)
+        super().__init__(Reason.REJECTED_INPUT, message, facts=facts)
         self.status = status
 
 

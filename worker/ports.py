@@ -6,14 +6,16 @@ Every call may raise the `TransientError` of its technology: the outcome of a wr
 unknown, and the caller repeats it, which changes nothing. All times are seconds.
 """
 
-from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Collection as Several
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import NO_FACTS, Facts, Reason
 from schemas.events import ScopeDeleted
 from worker.core.dialects import InputType
+from worker.core.isolation import Alone, CrashEntry
 from worker.core.model import (
     Base,
     ChangeSet,
@@ -105,7 +107,7 @@ class Source(Protocol):
         """Join the group; returns when joined or when the broker is known to be reachable."""
 
     async def poll(
-        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+        self, wanted: Sequence[Partition], singly: Several[Partition] = frozenset()
     ) -> list[PolledBatch]:
         """
         Return what has arrived for these partitions, in fair order, waiting a short while.
@@ -205,6 +207,62 @@ class Claims(Protocol):
         """Return what the table says now, without a claim."""
 
 
+class Crashes(Protocol):
+    """The crash ledger: how the owners of partitions ended (`core.isolation`)."""
+
+    async def begin(self, claim: Claim, owner: str, start: int) -> CrashEntry:
+        """
+        Write that an owner begins, and return its entry.
+
+        Raises:
+            FencedError: the claim is not the newest any more.
+        """
+
+    async def mark(self, claim: Claim, alone: Alone | None) -> None:
+        """
+        Write which record is alone in flight now; durable when this returns.
+
+        Raises:
+            FencedError: another claim has begun.
+        """
+
+    async def end(self, claims: Several[Claim]) -> None:
+        """Write that these claims are given back in order; those of before are left alone."""
+
+
+class Hold(NamedTuple):
+    """A partition that is held, and whether an operator has said that it should go on."""
+
+    problem: str
+    is_resumed: bool
+
+
+class Holds(Protocol):
+    """Partitions that are held because of a flood of dead letters."""
+
+    async def hold(self, claim: Claim, problem: str) -> None:
+        """
+        Write that a partition is held; again, that it still is.
+
+        Raises:
+            FencedError: the claim is not the newest any more.
+        """
+
+    async def found(self, group: str, partition: Partition) -> Hold | None:
+        """Return what is written about a partition, None where it is not held."""
+
+    async def lift(self, claim: Claim) -> None:
+        """
+        Write that a partition is not held any more.
+
+        Raises:
+            FencedError: the claim is not the newest any more.
+        """
+
+    async def resume(self, group: str, partition: Partition) -> bool:
+        """Ask its owner to go on, as an operator; False where it is not held."""
+
+
 class Query(NamedTuple):
     """One document to read; `origin` is looked up in the ledger where a replay claims it."""
 
@@ -252,6 +310,7 @@ class DeadLetter:
     reason: Reason
     stage: str
     detail: str = ""
+    facts: Facts = NO_FACTS
     origin: Order | None = None
     tenant: str | None = None
     collection: str | None = None
@@ -261,11 +320,30 @@ class DeadLetter:
     passes: int = 0
 
 
+class Recorded(NamedTuple):
+    """
+    What the ledger says of a letter: how often it was recorded, and when first and last.
+
+    In milliseconds of its clock. The first time is that of the first attempt, also after a
+    crash or a rewind. `is_published`: the topic has acknowledged it before.
+    """
+
+    attempts: int
+    first_seen_ms: int
+    last_seen_ms: int
+    is_published: bool
+
+
 class Ledger(Protocol):
     """The dead letters as the database knows them: the truth for replay."""
 
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        """Write pending rows under the fence (`APPLIED` or `FENCED`); repeating it is safe."""
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        """
+        Write pending rows under the fence; None of a letter whose claim is not the newest.
+
+        Recording one again counts an attempt and changes no state. Letters of one record in
+        one call are one row, the last of them, and one attempt.
+        """
 
     async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
         """Mark rows whose letters the dead-letter topic has acknowledged."""
@@ -274,9 +352,9 @@ class Ledger(Protocol):
 class DeadLetters(Protocol):
     """The dead-letter topic."""
 
-    async def publish(self, letter: DeadLetter) -> None:
+    async def publish(self, letter: DeadLetter, recorded: Recorded) -> None:
         """
-        Publish one letter and wait for the acknowledgement.
+        Publish one letter, as the ledger has it, and wait for the acknowledgement.
 
         Raises:
             BrokerUnavailable: the outcome is unknown.

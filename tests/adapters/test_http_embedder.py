@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 import pytest
 
+from schemas.dead_letter import Facts
 from tests.support import provider as scripted
 from tests.support.embedders import options_for
 from tests.support.provider import Provider, vector_of
@@ -27,6 +28,7 @@ from worker.errors import (
     QuotaExhausted,
     RateLimited,
     RejectedInput,
+    WorkerError,
 )
 from worker.ports import EmbeddingRequest
 
@@ -57,9 +59,9 @@ async def make(provider: Provider) -> AsyncIterator[Make]:
 
     def make(environ: dict[str, str] | None = None, **changes: object) -> HttpEmbedder:
         url = changes.pop("url", provider.url)
-        observe = changes.pop("observe", None)
+        told = {name: changes.pop(name, None) for name in ("observe", "listen")}
         options = options_for(url, **changes)
-        made.append(HttpEmbedder(options, environ=environ or {}, observe=observe))
+        made.append(HttpEmbedder(options, environ=environ or {}, **told))
         return made[-1]
 
     yield make
@@ -200,6 +202,24 @@ class TestAnswers:
             await embedder.embed(request("one"))
         await embedder.embed(request("two"))
         assert provider.last_body["encoding_format"] == "base64"
+
+
+class TestHeaders:
+    async def test_the_headers_of_every_answer_are_told(
+        self, provider: Provider, make: Make
+    ) -> None:
+        heard: list[str] = []
+        provider.next(
+            *(scripted.status(status, headers={"x-n": f"{status}"}) for status in (500, 429)),
+            scripted.truncated(),
+        )
+        embedder = make(listen=lambda headers: heard.append(headers.get("X-N", "none")))
+        for _ in range(3):
+            with pytest.raises(ProviderUnavailable):
+                await embedder.embed(request())
+        provider.headers = {"x-n": "200"}
+        await embedder.embed(request())
+        assert heard == ["500", "429", "none", "200"]
 
 
 class TestRequests:
@@ -518,6 +538,63 @@ class TestErrors:
             await embedder.embed(request())
         assert caught.value.status == 500
         assert embedder.bytes_in < 200_000
+
+    @pytest.mark.parametrize(
+        ("headers", "request_id"),
+        [
+            ({"x-request-id": "req_7f3e"}, "req_7f3e"),
+            ({"X-Request-Id": "a8098c1a-f86e-11da-bd1a-00112444be1e"}, ...),
+            ({"request-id": "id-1"}, "id-1"),
+            ({"apim-request-id": "id-2"}, "id-2"),
+            ({"x-ms-request-id": "id-3"}, "id-3"),
+            ({"x-amzn-requestid": "id-4"}, "id-4"),
+            ({"apim-request-id": "other", "x-request-id": "first"}, "first"),
+            ({"x-request-id": f"it says {CANARY}", "apim-request-id": "id-5"}, "id-5"),
+            ({"x-request-id": CANARY}, None),
+            ({"x-request-id": "x" * 129}, None),
+            ({"x-request-id": "-"}, None),
+            ({"x-request-id": "caf\u00e9"}, None),
+            ({"x-other": "id-6"}, None),
+        ],
+    )
+    @pytest.mark.parametrize("status", [400, 429, 401, 500])
+    async def test_an_error_says_by_what_the_provider_finds_the_request(
+        self,
+        provider: Provider,
+        make: Make,
+        status: int,
+        headers: dict[str, str],
+        request_id: object,
+    ) -> None:
+        provider.next(scripted.status(status, headers=headers))
+        with pytest.raises(WorkerError) as caught:
+            await make().embed(request())
+        expected = next(iter(headers.values())) if request_id is ... else request_id
+        assert caught.value.facts == Facts(status, expected)
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            scripted.changed(lambda items: items[:-1]),
+            scripted.truncated(),
+            scripted.announced(10_000_000),
+        ],
+        ids=["wrong", "truncated", "too long"],
+    )
+    async def test_a_wrong_answer_says_so_too(
+        self, provider: Provider, make: Make, reply: scripted.Reply
+    ) -> None:
+        provider.headers = {"x-request-id": "req_200"}
+        provider.next(reply)
+        with pytest.raises(BadOutput) as caught:
+            await make(max_answer_bytes=1_000_000).embed(request())
+        assert caught.value.facts == Facts(200, "req_200")
+
+    async def test_no_answer_has_no_facts(self, provider: Provider, make: Make) -> None:
+        await provider.close()
+        with pytest.raises(ProviderUnavailable) as caught:
+            await make().embed(request())
+        assert caught.value.facts == Facts()
 
     def test_every_error_of_aiohttp_has_a_class_of_its_own(self) -> None:
         """A new error class of aiohttp turns this red: name it in `FAILURES`."""

@@ -8,7 +8,7 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError
 
 from schemas.dead_letter import VALUE_BYTES, VALUE_HASH, parse_dead_letter
-from tests.contracts.test_dead_letters import HEADERS, letter
+from tests.contracts.test_dead_letters import HEADERS, RECORDED, letter
 from tests.support.kafka_worlds import KafkaWorld
 from worker.adapters import kafka_dead_letters
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
@@ -41,7 +41,7 @@ async def test_a_letter_of_many_megabytes_is_published_whole(world_of):
     world = await world_of(20 * 1024 * 1024)
     letters: DeadLetters = world.make_dead_letters()
     value = noise(15 * 1024 * 1024)
-    await letters.publish(letter(value=value))
+    await letters.publish(letter(value=value), RECORDED)
     ((_, got, _),) = await world.dead_letter_records(1)
     assert got == value
 
@@ -50,7 +50,7 @@ async def test_a_letter_that_the_topic_refuses_becomes_a_pointer(world_of):
     world = await world_of(4000)
     letters = world.make_dead_letters()
     value = noise(10_000)
-    await letters.publish(letter(value=value))
+    await letters.publish(letter(value=value), RECORDED)
     ((key, got, headers),) = await world.dead_letter_records(1)
     assert (key, got) == (b"key", None)
     envelope, originals = parse_dead_letter(headers)
@@ -65,7 +65,7 @@ async def test_a_pointer_leaves_out_keys_and_headers_that_are_too_large_themselv
     world = await world_of(40_000)
     letters = world.make_dead_letters()
     large = letter(key=noise(50_000), value=None, headers=(("h", noise(50_000)),))
-    await letters.publish(large)
+    await letters.publish(large, RECORDED)
     ((key, got, headers),) = await world.dead_letter_records(1)
     assert (key, got) == (None, None)
     assert parse_dead_letter(headers)[1] == []
@@ -75,7 +75,7 @@ async def test_a_letter_larger_than_any_request_becomes_a_pointer(world_of, monk
     monkeypatch.setattr(kafka_dead_letters, "_MAX_REQUEST_BYTES", 20_000)
     world = await world_of(1024 * 1024)
     letters = world.make_dead_letters()
-    await letters.publish(letter(value=b"x" * 30_000))
+    await letters.publish(letter(value=b"x" * 30_000), RECORDED)
     ((_, got, _),) = await world.dead_letter_records(1)
     assert got is None
 
@@ -85,7 +85,7 @@ async def test_no_broker_is_an_unknown_outcome_at_once(kafka_options):
     with pytest.raises(BrokerUnavailable):
         await letters.open()
     with pytest.raises(BrokerUnavailable):
-        await letters.publish(letter())
+        await letters.publish(letter(), RECORDED)
     await letters.close()
 
 
@@ -97,7 +97,7 @@ async def test_a_letter_without_an_answer_is_given_up(world_of, monkeypatch):
     silent = asyncio.Event()
     monkeypatch.setattr(letters._producer, "send_and_wait", lambda *_, **__: silent.wait())
     with pytest.raises(BrokerUnavailable):
-        await letters.publish(letter())
+        await letters.publish(letter(), RECORDED)
 
 
 async def test_after_three_failures_a_new_producer_is_made(world_of, monkeypatch):
@@ -113,7 +113,7 @@ async def test_after_three_failures_a_new_producer_is_made(world_of, monkeypatch
     for _ in range(3):
         assert letters._producer is sick
         with pytest.raises(BrokerUnavailable):
-            await letters.publish(letter())
-    await letters.publish(letter())
+            await letters.publish(letter(), RECORDED)
+    await letters.publish(letter(), RECORDED)
     assert letters._producer is not sick
     assert len(await world.dead_letter_records(1)) == 1

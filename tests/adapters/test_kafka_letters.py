@@ -8,6 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from schemas.dead_letter import Reason
+from tests.contracts.test_dead_letters import RECORDED
 from tests.support.kafka_worlds import KafkaWorld
 from tests.support.works import claim as claim_of
 from worker.adapters.kafka_letters import KafkaLetters, Sender
@@ -43,7 +44,8 @@ class Topics:
     async def publish(self, record: Record, *, group="group") -> None:
         """Put its letter into the dead-letter topic."""
         claim = claim_of(topic=record.position.topic)._replace(group=group)
-        await self.publisher.publish(DeadLetter(record, claim, Reason.OVERSIZE, "intake"))
+        letter = DeadLetter(record, claim, Reason.OVERSIZE, "intake")
+        await self.publisher.publish(letter, RECORDED)
 
     async def read(self, *letters: Letter) -> dict[int, Original | None]:
         found = KafkaLetters(self.options).read(letters)

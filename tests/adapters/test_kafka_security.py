@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contracts.test_dead_letters import letter
+from tests.contracts.test_dead_letters import RECORDED, letter
 from tests.support.kafka_facts import Member
 from tests.support.kafka_own import frozen, quick_options, run_own_kafka
 from worker.adapters import kafka_probe
@@ -85,7 +85,7 @@ async def test_topics_letters_and_records_pass_a_listener(options_of, listener, 
     options = options_of(listener, **changes)
     await Topics(options).create(partitions=1)
     letters = KafkaDeadLetters(replace(options, dead_letter_topic=options.topics[0]))
-    await letters.publish(letter())
+    await letters.publish(letter(), RECORDED)
     await letters.close()
     source = KafkaSource(options)
     member = Member(source, begin_at=0)

@@ -5,7 +5,7 @@ import doctest
 
 import pytest
 
-from tests.contracts.test_dead_letters import letter
+from tests.contracts.test_dead_letters import RECORDED, letter
 from tests.support.kafka_facts import values_of
 from tests.support.kafka_worlds import MemoryWorld
 from tests.support.virtual_time import run
@@ -146,7 +146,7 @@ async def test_a_letter_may_be_written_and_yet_reported_as_failed(world):
     letters = world.make_dead_letters()
     world.broker.fail("publish acknowledgement")
     with pytest.raises(BrokerUnavailable):
-        await letters.publish(letter())
+        await letters.publish(letter(), RECORDED)
     assert letters.letters == []
     assert len(await world.dead_letter_records(1)) == 1
 

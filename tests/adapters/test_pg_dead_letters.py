@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schemas.dead_letter import Reason, with_replays
+from schemas.dead_letter import Facts, Reason, with_replays
 from tests.support.store_changes import GROUP, KEY, PARTITION, at, key
 from tests.support.store_letters import letter
 from tests.support.store_worlds import PostgresWorld, postgres_world
@@ -55,6 +55,7 @@ async def test_a_letter_comes_back_as_it_was_recorded(world, ledger):
     record = Record(Position(*PARTITION, 7), 1234, b"tenant/articles/document", b"v", headers)
     found = letter(claim, 7, reason=Reason.REJECTED_INPUT, detail="why", version=3, **NAMES)
     found = replace(found, record=record, origin=at(2), passes=4, traceparent="00-a")
+    found = replace(found, facts=Facts(400, "req_1", "23514", "short"))
     await world.ledger.record([found])
     read = await only(ledger)
     assert (read.position, read.timestamp_ms, read.state) == (record.position, 1234, "pending")
@@ -62,6 +63,7 @@ async def test_a_letter_comes_back_as_it_was_recorded(world, ledger):
     assert (read.document_key, read.version, read.origin) == (KEY, 3, at(2))
     assert (read.key, read.replays, read.passes, read.attempts) == (record.key, 2, 4, 1)
     assert (read.traceparent, read.state_changed_at) == ("00-a", None)
+    assert read.facts == found.facts
 
 
 async def test_a_key_that_no_document_has_is_not_kept(world, ledger):

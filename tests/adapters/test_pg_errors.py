@@ -5,7 +5,7 @@ import ssl
 import asyncpg
 import pytest
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import Facts, Reason
 from worker.adapters.pg_client import LockNotAvailable, translate, translated
 from worker.errors import ConfigError, FencedError, PermanentError, StoreUnavailable
 
@@ -102,6 +102,29 @@ def test_a_value_that_is_refused_is_dead_lettered(state: str) -> None:
     assert isinstance(ours, PermanentError)
     assert ours.reason is Reason.REJECTED_BY_STORE
     assert state in str(ours)
+
+
+def refusal(error: asyncpg.PostgresError, constraint: str | None) -> PermanentError:
+    error.constraint_name = constraint
+    ours = translate(error)
+    assert isinstance(ours, PermanentError)
+    return ours
+
+
+def test_a_refusal_is_told_by_codes_and_names_and_never_by_the_words_of_postgresql() -> None:
+    error = asyncpg.CheckViolationError("Failing row contains (secret, secret).")
+    error.detail = "Key (id)=(secret) already exists."
+    ours = refusal(error, "short")
+    assert str(ours) == "SQLSTATE 23514 (CheckViolationError), constraint short"
+    assert ours.facts == Facts(sqlstate="23514", constraint="short")
+
+
+@pytest.mark.parametrize("prose", ["the text is a secret", "x" * 64, "", "a\nb", '"a"'])
+def test_what_is_no_name_of_a_constraint_is_not_told(prose: str) -> None:
+    """A trigger of an operator's may raise with anything in that field."""
+    ours = refusal(asyncpg.CheckViolationError("no"), prose)
+    assert str(ours) == "SQLSTATE 23514 (CheckViolationError)"
+    assert ours.facts == Facts(sqlstate="23514")
 
 
 @pytest.mark.parametrize("state", TO_BE_MENDED)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from schemas.dead_letter import Reason, parse_dead_letter
+from schemas.dead_letter import Facts, Reason, parse_dead_letter
 from tests.support import provider as answers
 from tests.support.fleet import Fleet, upsert
 from tests.support.store_letters import letter
@@ -179,8 +179,8 @@ async def dead(migrated, topics, kafka_options):
         place = Position(*partition, offset)
         record = Record(place, 1_700_000_000_000, key, value, headers)
         made = replace(letter(claim, offset, **facts), record=record)
-        await ledger.record([made])
-        await publisher.publish(made)
+        (recorded,) = await ledger.record([made])
+        await publisher.publish(made, recorded)
         await ledger.mark_published(claim.group, [place])
         return "/".join(map(str, place))
 
@@ -234,6 +234,39 @@ async def test_a_letter_is_shown_with_its_headers_and_without_its_text(dead, dlq
     told = await dlq("show", place)
     assert "source: cms" in told.out
     assert SECRET not in told.out
+
+
+async def test_what_provider_and_postgresql_said_is_shown_by_codes_and_names(dead, dlq):
+    refused = await dead(1, facts=Facts(400, "req_7f3"))
+    broken = await dead(2, facts=Facts(sqlstate="23514", constraint="short"))
+    plain = await dead(3)
+    told = (await dlq("show", refused)).out
+    assert "Provider:      status 400, request id req_7f3\n" in told
+    assert "PostgreSQL:" not in told
+    told = (await dlq("show", broken)).out
+    assert "PostgreSQL:    SQLSTATE 23514, constraint short\n" in told
+    assert "Provider:" not in told
+    assert "Refused:" not in (await dlq("show", plain)).out
+    found = (await dlq("show", refused, "--json")).json
+    assert (found["provider_status"], found["provider_request_id"]) == (400, "req_7f3")
+    assert (found["sqlstate"], found["constraint"], found["objection"]) == (None, None, None)
+    each = (await dlq("list", "--each", "--json")).json
+    assert [one["sqlstate"] for one in each] == [None, "23514", None]
+
+
+async def test_a_record_that_killed_workers_is_not_sent_again_but_by_force(dead, dlq):
+    _, event = upsert("a", 1, "text")
+    place = await dead(1, value=event, reason=Reason.WORKER_KILLER)
+    why = "workers died whenever they were alone with it"
+    told = (await dlq("show", place)).out
+    assert f"Refused:       {why}" in told
+    assert why in (await dlq("show", place, "--json")).json["objection"]
+    for how in ((), ("--dry-run",)):
+        ended = await dlq("replay", place, "--json", *how)
+        assert (ended.code, ended.json["fates"]) == (1, {"refused": 1})
+        assert why in ended.json["problems"][0]["why"]
+    ended = await dlq("replay", place, "--force", "--json")
+    assert (ended.code, ended.json["fates"]) == (0, {"replayed": 1}), ended.err
 
 
 async def test_a_value_that_is_no_text_is_shown_as_base64(dead, dlq):
@@ -301,9 +334,9 @@ async def test_a_pointer_is_replayed_from_the_record_itself(
     claim = await claims.claim(kafka_options.group, Partition(documents, 0), "worker")
     record = Record(place, sent.timestamp, key, value)
     made = replace(letter(claim, sent.offset, reason=Reason.OVERSIZE), record=record)
-    await PostgresLedger(migrated).record([made])
+    (recorded,) = await PostgresLedger(migrated).record([made])
     publisher = KafkaDeadLetters(replace(kafka_options, dead_letter_topic=small))
-    await publisher.publish(made)
+    await publisher.publish(made, recorded)
     await publisher.close()
     await PostgresLedger(migrated).mark_published(claim.group, [place])
     ended = await dlq("replay", "--json")

@@ -5,6 +5,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
+from worker.adapters.pg_crashes import PostgresCrashes
+from worker.adapters.pg_holds import PostgresHolds
+from worker.core.isolation import Alone
 from worker.core.model import Partition, Progress
 from worker.errors import FencedError
 
@@ -65,6 +68,55 @@ async def test_partitions_are_shown_also_where_kafka_is_away(
     assert ended.code == 0
     assert [(row["next_offset"], row["committed"]) for row in ended.json] == [(7, None)]
     assert "Kafka is not reachable" in ended.err
+
+
+async def problem_of(embedfleet_beside) -> str | None:
+    (row,) = (await embedfleet_beside("partitions", "list", "--json")).json
+    return row["problem"]
+
+
+async def test_a_held_partition_is_listed_with_its_problem_and_resumed(
+    migrated, topics, kafka_options, embedfleet_beside
+):
+    place = Partition(topics[0], 0)
+    _, claim = await progressed(migrated, kafka_options.group, place, 7)
+    assert await problem_of(embedfleet_beside) is None
+    name, holds = f"{topics[0]}/0", PostgresHolds(migrated)
+    refused = await embedfleet_beside("partitions", "resume", name)
+    assert (refused.code, "is not held" in refused.err) == (1, True)
+    await holds.hold(claim, "too many dead letters")
+    listed = await embedfleet_beside("partitions", "list")
+    assert "held: too many dead letters" in listed.out
+    ended = await embedfleet_beside("partitions", "resume", name, "--json")
+    assert (ended.code, ended.json) == (0, {"partition": name, "resumed": True})
+    assert await problem_of(embedfleet_beside) == "held: too many dead letters, going on"
+    assert (await holds.found(kafka_options.group, place)).is_resumed
+
+
+async def test_a_partition_of_which_owners_die_is_listed_with_the_suspect(
+    migrated, topics, kafka_options, embedfleet_beside
+):
+    place, crashes = Partition(topics[0], 0), PostgresCrashes(migrated)
+    for number in range(4):
+        _, claim = await progressed(migrated, kafka_options.group, place, 0)
+        await crashes.begin(claim, f"worker-{number}", 0)
+    assert await problem_of(embedfleet_beside) == "its last 3 owners died at this offset"
+    await crashes.mark(claim, Alone(5, fetching=False))
+    _, claim = await progressed(migrated, kafka_options.group, place, 0)
+    await crashes.begin(claim, "worker-5", 0)
+    assert (await problem_of(embedfleet_beside)).endswith("the record at offset 5")
+
+
+async def test_a_skip_leaves_no_unclean_end(migrated, topics, kafka_options, embedfleet_beside):
+    topic, place, group = topics[0], Partition(topics[0], 0), kafka_options.group
+    await sent(kafka_options, topic, 10)
+    claims, claim = await progressed(migrated, group, place, 3)
+    crashes = PostgresCrashes(migrated)
+    await crashes.begin(claim, "worker-1", 3)
+    await committed(kafka_options, topic, 3)
+    await embedfleet_beside("partitions", "skip", f"{topic}/0", "--to", "8", "--yes")
+    entry = await crashes.begin(await claims.claim(group, place, "w"), "w", 8)
+    assert (entry.unclean_ends, entry.suspect) == (1, None)
 
 
 async def test_a_skip_moves_table_and_kafka_and_fences_the_owner(

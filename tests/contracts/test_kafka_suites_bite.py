@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from schemas.dead_letter import NO_FACTS
 from tests.contracts.test_dead_letters import DeadLettersContract
 from tests.contracts.test_source import SourceContract
 from tests.support.kafka_worlds import MemoryWorld
@@ -140,23 +141,23 @@ class SpansOnlyWhatIsThere(MemorySource):
 
 
 class DropsHeaders(MemoryDeadLetters):
-    async def publish(self, letter):
-        await super().publish(letter)
+    async def publish(self, letter, recorded):
+        await super().publish(letter, recorded)
         records = self._broker.log(self._broker.partitions([self._topic])[0]).records
         object.__setattr__(records[-1], "headers", records[-1].headers[1:])
 
 
 class EmptiesNulls(MemoryDeadLetters):
-    async def publish(self, letter):
-        await super().publish(letter)
+    async def publish(self, letter, recorded):
+        await super().publish(letter, recorded)
         records = self._broker.log(self._broker.partitions([self._topic])[0]).records
         object.__setattr__(records[-1], "value", records[-1].value or b"")
 
 
 class AcknowledgesWithoutWriting(MemoryDeadLetters):
-    async def publish(self, letter):
+    async def publish(self, letter, recorded):
         if not self.letters:
-            await super().publish(letter)
+            await super().publish(letter, recorded)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,20 @@ def test_the_source_suite_sees(bug):
     assert _turns_red(SourceContract(), lambda: {"make_world": make_world})
 
 
-@pytest.mark.parametrize("bug", [DropsHeaders, EmptiesNulls, AcknowledgesWithoutWriting])
+class TellsNoFacts(MemoryDeadLetters):
+    async def publish(self, letter, recorded):
+        await super().publish(replace(letter, facts=NO_FACTS), recorded)
+
+
+class CountsForItself(MemoryDeadLetters):
+    async def publish(self, letter, recorded):
+        await super().publish(letter, recorded._replace(attempts=1))
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [DropsHeaders, EmptiesNulls, AcknowledgesWithoutWriting, TellsNoFacts, CountsForItself],
+)
 def test_the_dead_letter_suite_sees(bug):
     def arguments():
         world = MemoryWorld()

@@ -4,14 +4,18 @@ from uuid import UUID
 
 import pytest
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import Facts, Reason
 from tests.support.store_changes import GROUP, PARTITION, at
 from tests.support.store_letters import letter
 from tests.support.store_worlds import MemoryWorld, PostgresWorld, World
 from worker.core.model import Partition, Position
-from worker.ports import Verdict
+from worker.ports import DeadLetter, Recorded
 
-APPLIED, FENCED = Verdict.APPLIED, Verdict.FENCED
+
+async def recorded(world: World, found: DeadLetter) -> Recorded:
+    (answer,) = await world.ledger.record([found])
+    assert answer is not None
+    return answer
 
 
 class LedgerContract:
@@ -20,11 +24,11 @@ class LedgerContract:
     async def test_a_letter_is_pending_until_it_is_published(self, world: World) -> None:
         claim = await world.claim()
         found = letter(claim, 7, detail="why", tenant="tenant", version=3, origin=at(2))
-        assert await world.ledger.record([found]) == [APPLIED]
+        await recorded(world, found)
         (row,) = await world.letters()
         assert row == (
             *(GROUP, PARTITION, 0, 7, "pending", 1),
-            *("undecodable", "why", "tenant", 3, at(2)),
+            *("undecodable", "why", Facts(), "tenant", 3, at(2)),
         )
         await world.ledger.mark_published(GROUP, [found.record.position])
         assert await world.letters() == [row._replace(state="published")]
@@ -39,7 +43,7 @@ class LedgerContract:
             claim._replace(group="nobody's"),
         ]
         letters = [letter(other, number) for number, other in enumerate(stale)]
-        assert await world.ledger.record(letters) == [FENCED] * len(stale)
+        assert await world.ledger.record(letters) == [None] * len(stale)
         assert await world.letters() == []
 
     async def test_a_fenced_letter_keeps_no_other_from_being_recorded(
@@ -48,26 +52,41 @@ class LedgerContract:
         old, other = await world.claim(), await world.claim(Partition("documents", 1))
         new = await world.claim()
         letters = [letter(old, 1), letter(other, 2), letter(new, 3)]
-        assert await world.ledger.record(letters) == [FENCED, APPLIED, APPLIED]
+        fenced, *recorded = await world.ledger.record(letters)
+        assert (fenced, [one.attempts for one in recorded]) == (None, [1, 1])
         assert [row.offset for row in await world.letters()] == [3, 2]
 
     async def test_recording_again_counts_and_keeps_the_state(self, world: World) -> None:
         claim = await world.claim()
-        await world.ledger.record([letter(claim, 7)])
+        await recorded(world, letter(claim, 7, facts=Facts(400, "req_1")))
         await world.ledger.mark_published(GROUP, [Position(*PARTITION, 7)])
         claim = await world.claim()
-        again = letter(claim, 7, reason=Reason.OVERSIZE, detail="again")
-        assert await world.ledger.record([again]) == [APPLIED]
+        facts = Facts(sqlstate="23514", constraint="short")
+        again = letter(claim, 7, reason=Reason.OVERSIZE, detail="again", facts=facts)
+        assert (await recorded(world, again)).is_published
         (row,) = await world.letters()
         assert (row.state, row.attempts) == ("published", 2)
-        assert (row.reason, row.detail) == ("oversize", "again")
+        assert (row.reason, row.detail, row.facts) == ("oversize", "again", facts)
+
+    async def test_a_record_that_is_met_again_keeps_the_time_when_it_was_first_recorded(
+        self, world: World
+    ) -> None:
+        first = await recorded(world, letter(await world.claim(), 7))
+        assert (first.attempts, first.is_published) == (1, False)
+        assert first.first_seen_ms == first.last_seen_ms
+        await world.next_millisecond()
+        again = await recorded(world, letter(await world.claim(), 7))
+        assert (again.attempts, again.is_published) == (2, False)
+        assert again.first_seen_ms == first.first_seen_ms
+        assert again.last_seen_ms > first.last_seen_ms
 
     async def test_two_letters_of_one_record_are_one_row(self, world: World) -> None:
         claim = await world.claim()
         letters = [letter(claim, 7, detail="first"), letter(claim, 7, detail="last")]
-        assert await world.ledger.record(letters) == [APPLIED, APPLIED]
+        first, last = await world.ledger.record(letters)
+        assert first == last
         (row,) = await world.letters()
-        assert row.detail == "last"
+        assert (row.detail, row.attempts, last.attempts) == ("last", 1, 1)
 
     async def test_texts_that_postgresql_refuses_are_recorded_all_the_same(
         self, world: World
@@ -82,7 +101,7 @@ class LedgerContract:
             traceparent="\0",
             version=2**63,
         )
-        assert await world.ledger.record([found]) == [APPLIED]
+        await recorded(world, found)
         (row,) = await world.letters()
         assert row.detail.startswith("nul \ufffd, half ?, long")
         assert len(row.detail) < 4_000

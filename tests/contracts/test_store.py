@@ -365,10 +365,14 @@ class StoreContract:
             Write(plain, claim, {found.id: vector(1, float("nan"))}),
             Write(plain, claim, {found.id: vector(1, float("inf"))}),
         ]
+        states = []
         for bad in refused:
             with pytest.raises(PermanentError) as error:
                 await world.store.apply([write(good, claim), bad])
             assert error.value.reason is Reason.REJECTED_BY_STORE
+            states.append(error.value.facts.sqlstate)
+        in_vectors = [None] * 5  # found before PostgreSQL is asked
+        assert states == ["22021", "22000", "22021", "22P05", "22021", "22021", *in_vectors]
         assert await world.base(key("a")) == Base()
         assert await world.texts(key("a")) == []
         fine = replace(plain, metadata=rb'{"a": "\\u0000"}')

@@ -2,19 +2,27 @@
 
 import asyncio
 import inspect
+from collections.abc import Collection as Several
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 
+from schemas.dead_letter import NO_FACTS
 from schemas.events import ScopeDeleted
 from tests.contracts.test_catalog import CatalogContract
 from tests.contracts.test_claims import ClaimsContract
+from tests.contracts.test_crashes import CrashesContract
+from tests.contracts.test_holds import HoldsContract
 from tests.contracts.test_ledger import LedgerContract
 from tests.contracts.test_store import StoreContract
 from tests.support.store_worlds import MemoryWorld
 from worker.adapters.memory_database import DocumentRow, MemoryDatabase
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.adapters.memory_ledger import MemoryLedger
+from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
+from worker.core.isolation import Alone, CrashEntry
 from worker.core.model import (
     Base,
     ChangeSet,
@@ -27,10 +35,12 @@ from worker.core.model import (
     Rank,
 )
 from worker.errors import WorkerError
-from worker.ports import DeadLetter, Query, Verdict, Write
+from worker.ports import DeadLetter, Query, Recorded, Verdict, Write
 
 SUITES = {
     "claims": ClaimsContract,
+    "crashes": CrashesContract,
+    "holds": HoldsContract,
     "store": StoreContract,
     "ledger": LedgerContract,
     "catalog": CatalogContract,
@@ -151,17 +161,35 @@ class AnswersInTheOrderOfKeys(MemoryStore):
 
 
 class RecordsWithoutFence(MemoryLedger):
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        live = frozenset(letter.claim for letter in letters)
-        return [self._record(letter, live) for letter in letters]
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        return self._record(letters, frozenset(letter.claim for letter in letters))
+
+
+class ForgetsWhenItWasFirst(MemoryLedger):
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        found = await super().record(letters)
+        return [one and one._replace(first_seen_ms=one.last_seen_ms) for one in found]
+
+
+class CountsEachLetterOfARecord(MemoryLedger):
+    def _record(
+        self, letters: Sequence[DeadLetter], live: frozenset[Claim]
+    ) -> list[Recorded | None]:
+        each = super()._record
+        return [one for letter in letters for one in each([letter], live)]
+
+
+class DropsFacts(MemoryLedger):
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        return await super().record([replace(one, facts=NO_FACTS) for one in letters])
 
 
 class MakesPendingAgain(MemoryLedger):
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        verdicts = await super().record(letters)
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        recorded = await super().record(letters)
         rows = self._database.state.letters
         rows.update({place: row._replace(state="pending") for place, row in rows.items()})
-        return verdicts
+        return recorded
 
 
 class MarksEveryGroup(MemoryLedger):
@@ -171,11 +199,54 @@ class MarksEveryGroup(MemoryLedger):
 
 
 class PublishesAtOnce(MemoryLedger):
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        verdicts = await super().record(letters)
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
+        recorded = await super().record(letters)
         rows = self._database.state.letters
         rows.update({place: row._replace(state="published") for place, row in rows.items()})
-        return verdicts
+        return recorded
+
+
+class EndsWhateverThereIs(MemoryCrashes):
+    async def end(self, claims: Several[Claim]) -> None:
+        crashes = self._database.state.crashes
+        crashes.update({place: entry._replace(ended=True) for place, entry in crashes.items()})
+
+
+class ForgetsTheMark(MemoryCrashes):
+    async def mark(self, claim: Claim, alone: Alone | None) -> None:
+        await super().mark(claim, None)
+
+
+class MarksForAnybody(MemoryCrashes):
+    async def mark(self, claim: Claim, alone: Alone | None) -> None:
+        crashes, place = self._database.state.crashes, (claim.group, claim.partition)
+        crashes[place] = crashes[place]._replace(alone=alone)
+
+
+class CountsARepeatedBegin(MemoryCrashes):
+    async def begin(self, claim: Claim, owner: str, start: int) -> CrashEntry:
+        crashes, place = self._database.state.crashes, (claim.group, claim.partition)
+        if place in crashes:
+            crashes[place] = crashes[place]._replace(claim_id=UUID(int=1 << 99))
+        return await super().begin(claim, owner, start)
+
+
+class HoldsOnlyOnce(MemoryHolds):
+    async def hold(self, claim: Claim, problem: str) -> None:
+        held = await self.found(claim.group, claim.partition)
+        await super().hold(claim, problem)
+        if held is not None:
+            self._database.state.holds[claim.group, claim.partition] = held
+
+
+class ResumesByLifting(MemoryHolds):
+    async def resume(self, group: str, partition: Partition) -> bool:
+        return self._database.state.holds.pop((group, partition), None) is not None
+
+
+class LiftsForAnybody(MemoryHolds):
+    async def lift(self, claim: Claim) -> None:
+        self._database.state.holds.pop((claim.group, claim.partition), None)
 
 
 class OverwritesACollection(MemoryCatalog):
@@ -218,6 +289,14 @@ PLANTED = [
     ("claims", "claims", LowersProgress),
     ("claims", "claims", BeginsOnlyUpwards),
     ("claims", "claims", KeepsTheEpoch),
+    *((suite, "database", bug) for suite in ("crashes", "holds") for bug in DATABASES),
+    ("crashes", "crashes", EndsWhateverThereIs),
+    ("crashes", "crashes", ForgetsTheMark),
+    ("crashes", "crashes", MarksForAnybody),
+    ("crashes", "crashes", CountsARepeatedBegin),
+    ("holds", "holds", HoldsOnlyOnce),
+    ("holds", "holds", ResumesByLifting),
+    ("holds", "holds", LiftsForAnybody),
     ("store", "store", DoesNotCheckTheBase),
     ("store", "store", ComparesRevisionsOnly),
     ("store", "store", DoesNotCheckTheRank),
@@ -230,6 +309,9 @@ PLANTED = [
     ("store", "store", LosesWhatALateBarrierKeeps),
     ("store", "store", AnswersInTheOrderOfKeys),
     ("ledger", "ledger", RecordsWithoutFence),
+    ("ledger", "ledger", ForgetsWhenItWasFirst),
+    ("ledger", "ledger", CountsEachLetterOfARecord),
+    ("ledger", "ledger", DropsFacts),
     ("ledger", "ledger", MakesPendingAgain),
     ("ledger", "ledger", MarksEveryGroup),
     ("ledger", "ledger", PublishesAtOnce),

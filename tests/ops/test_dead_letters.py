@@ -179,6 +179,16 @@ async def test_no_second_sees_more_letters_than_the_rate(around, world):
 # ---- what is not sent ----
 
 
+async def test_a_letter_that_killed_workers_is_sent_by_force_only(around, world):
+    killer = letter(7, reason="worker_killer")
+    assert await replayed(around, world, [killer, letter(8)]) == {
+        7: Fate.REFUSED,
+        8: Fate.REPLAYED,
+    }
+    assert {offset for _, offset in around.acts} == {8, None}
+    assert await replayed(around, world, [killer], force=True) == {7: Fate.REPLAYED}
+
+
 async def test_what_a_later_version_covers_is_resolved_and_not_even_read(around, world):
     claim = await world.claim()
     await world.put(claim, version=4, offset=0, texts=["newer"])

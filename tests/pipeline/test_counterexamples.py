@@ -270,8 +270,8 @@ def test_c3_a_commit_between_poll_and_track_does_not_pass_what_was_polled(seed):
             source = make_source()
             poll = source.poll
 
-            async def poll_then_commit(wanted, singly=frozenset()):
-                batches = await poll(wanted, singly)
+            async def poll_then_commit(*wanted):
+                batches = await poll(*wanted)
                 if batches:
                     await runner._partitions.commit()
                     told.append(universe.broker.committed.get((GROUP, ONLY), 0))

@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 
 from schemas.dead_letter import (
     EXPLANATIONS,
+    FACT_NAMES,
     VALUE_HASH,
     DeadLetterEnvelope,
+    Facts,
     NotADeadLetter,
     Origin,
     Reason,
@@ -23,6 +25,13 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 offsets = st.integers(0, 2**63 - 1)
 partitions = st.integers(0, 2**31 - 1)
 timestamps = st.integers(-1, 2**63 - 1)
+facts = st.builds(
+    Facts,
+    provider_status=st.none() | st.integers(100, 999),
+    provider_request_id=st.none() | text,
+    sqlstate=st.none() | text,
+    constraint=st.none() | text,
+)
 origins = st.builds(Origin, text, partitions, offsets, timestamps, offsets)
 envelopes = st.builds(
     DeadLetterEnvelope,
@@ -37,7 +46,10 @@ envelopes = st.builds(
     group=text,
     passes=st.integers(0, 100),
     replays=st.integers(0, 100),
+    attempts=st.integers(1, 100),
     first_seen_ms=timestamps,
+    last_seen_ms=st.none() | timestamps,
+    facts=facts,
     origin=st.none() | origins,
 )
 # Names of ours too: somebody may have copied a dead letter back into the topic.
@@ -59,7 +71,7 @@ ours = [
             DeadLetterEnvelope,
         ),
     )
-]
+] + list(FACT_NAMES)
 originals = st.lists(
     st.tuples(
         st.sampled_from(["traceparent", "x", "embedfleet.origin.topic", *ours]) | text,
@@ -159,6 +171,9 @@ def test_a_code_of_a_newer_worker_is_kept_as_it_is():
         ("embedfleet.offset", None),
         ("embedfleet.group", b"\xff"),
         ("embedfleet.partition", b"2147483648"),
+        ("embedfleet.attempts", b"0"),
+        ("embedfleet.provider-status", b"x"),
+        ("embedfleet.sqlstate", None),
     ],
 )
 def test_an_envelope_that_cannot_be_read_is_refused(change):
@@ -237,7 +252,13 @@ def test_the_codes_are_a_contract():
 
 
 def test_the_header_names_are_a_contract():
-    named = dict(dead_letter_headers([], envelope(origin=Origin("t", 1, 2, 3, 4))))
+    said = envelope(
+        attempts=2,
+        last_seen_ms=3000,
+        facts=Facts(400, "req_1", "23514", "short"),
+        origin=Origin("t", 1, 2, 3, 4),
+    )
+    named = dict(dead_letter_headers([], said))
 
     assert named == {
         "embedfleet.reason": b"oversize",
@@ -250,14 +271,44 @@ def test_the_header_names_are_a_contract():
         "embedfleet.incarnation": b"1",
         "embedfleet.group": b"fleet",
         "embedfleet.passes": b"0",
+        "embedfleet.attempts": b"2",
         "embedfleet.first-seen": b"2000",
+        "embedfleet.last-seen": b"3000",
         "embedfleet.replays": b"0",
+        "embedfleet.provider-status": b"400",
+        "embedfleet.provider-request-id": b"req_1",
+        "embedfleet.sqlstate": b"23514",
+        "embedfleet.constraint": b"short",
         "embedfleet.origin.topic": b"t",
         "embedfleet.origin.partition": b"1",
         "embedfleet.origin.offset": b"2",
         "embedfleet.origin.timestamp": b"3",
         "embedfleet.origin.incarnation": b"4",
     }
+
+
+def test_what_is_not_known_has_no_header():
+    names = {name for name, _ in dead_letter_headers([], envelope())}
+
+    assert not names & {*FACT_NAMES, "embedfleet.last-seen"}
+
+
+def test_a_letter_of_before_facts_and_times_were_told_is_read():
+    newer = {*FACT_NAMES, "embedfleet.attempts", "embedfleet.last-seen"}
+    told = dead_letter_headers([], envelope(last_seen_ms=3000, facts=Facts(400, "req_1")))
+
+    said, _ = parse_dead_letter([header for header in told if header[0] not in newer])
+
+    assert said == envelope()
+    assert (said.attempts, said.last_seen_ms, said.facts) == (1, None, Facts())
+
+
+def test_facts_of_the_original_headers_are_not_taken_for_those_of_the_letter():
+    originals = [(name, b"200") for name in FACT_NAMES]
+
+    said, back = parse_dead_letter(dead_letter_headers(originals, envelope()))
+
+    assert (said.facts, back) == (Facts(), originals)
 
 
 @given(originals, st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=3))

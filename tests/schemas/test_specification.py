@@ -9,6 +9,7 @@ from msgspec import UNSET
 from schemas.codec import key_of
 from schemas.dead_letter import (
     DeadLetterEnvelope,
+    Facts,
     Origin,
     Reason,
     dead_letter_headers,
@@ -90,6 +91,8 @@ def test_the_headers_of_a_dead_letter_satisfy_their_schema():
         timestamp_ms=-1,
         group="fleet",
         first_seen_ms=0,
+        last_seen_ms=1,
+        facts=Facts(400, "req_1", "23514", "short"),
         origin=Origin("documents", 0, 1, 2, 3),
     )
     headers = {name: value.decode() for name, value in dead_letter_headers([], envelope)}
@@ -98,7 +101,8 @@ def test_the_headers_of_a_dead_letter_satisfy_their_schema():
     validator(schema).validate(headers)
 
     assert set(headers) == set(schema["properties"])
-    assert not validator(schema).is_valid(headers | {"embedfleet.offset": "x"})
+    for name in ("embedfleet.offset", "embedfleet.last-seen", "embedfleet.provider-status"):
+        assert not validator(schema).is_valid(headers | {name: "x"})
     del headers["embedfleet.reason"]
     assert not validator(schema).is_valid(headers)
 

@@ -22,6 +22,7 @@ import asyncpg
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from tests.support.fleet_fold import Letter, fold, letter_of
 from tests.support.provider import Provider, vector_of
@@ -51,10 +52,11 @@ class WorkerProcess:
 
     process: asyncio.subprocess.Process
     log_file: Path
+    may_die: bool = False
 
     @property
     def has_failed(self) -> bool:
-        return self.process.returncode not in (None, 0, -signal.SIGKILL)
+        return not self.may_die and self.process.returncode not in (None, 0, -signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -186,14 +188,16 @@ class Fleet:
 
     # ---- workers ----
 
-    async def start(self, **environment: str) -> WorkerProcess:
-        """Start a worker process."""
+    async def start(
+        self, *, module: str = "worker", may_die: bool = False, **environment: str
+    ) -> WorkerProcess:
+        """Start a worker process; one that may die fails nobody who waits."""
         log_file = self.folder / f"worker-{len(self.workers)}.log"
         with log_file.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "worker",
+                module,
                 "run",
                 env=os.environ | self._environment() | self.environment | environment,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -201,7 +205,7 @@ class Fleet:
                 stderr=output,
                 start_new_session=True,
             )
-        worker = WorkerProcess(process, log_file)
+        worker = WorkerProcess(process, log_file, may_die)
         self.workers.append(worker)
         return worker
 
@@ -234,6 +238,21 @@ class Fleet:
             "EMBEDFLEET_TELEMETRY_ADMIN_PORT": "0",
             "OTEL_SDK_DISABLED": "true",
         }
+
+    async def supervise(self, *, at_most: int, **how) -> int:
+        """Let one worker run, and start another whenever it has died, until all is settled."""
+        async with asyncio.TaskGroup() as tasks:
+            settled = tasks.create_task(self.settled(timeout_seconds=5 * PATIENCE_SECONDS))
+            deaths = 0
+            while not settled.done():
+                worker = await self.start(may_die=True, **how)
+                died = tasks.create_task(worker.process.wait())
+                await asyncio.wait({settled, died}, return_when=asyncio.FIRST_COMPLETED)
+                if not settled.done():
+                    deaths += 1
+                    assert deaths <= at_most, worker.log_file.read_text()[-4000:]
+            assert await self.stop(worker) == 0
+        return deaths
 
     async def is_shared_by(self, *workers: WorkerProcess) -> bool:
         """Tell whether these workers, and only they, run all partitions."""
@@ -342,7 +361,10 @@ class Fleet:
     async def committed(self) -> dict[TopicPartition, int]:
         """What Kafka knows of the group, 0 where it knows nothing; one request."""
         parts = sorted(await self.producer.partitions_for(self.topic))
-        known = await self.groups.list_consumer_group_offsets(self.kafka.group)
+        try:
+            known = await self.groups.list_consumer_group_offsets(self.kafka.group)
+        except GroupCoordinatorNotAvailableError:  # no group has ever been on this broker
+            known = {}
         places = [TopicPartition(self.topic, number) for number in parts]
         return {place: max(0, known[place].offset) if place in known else 0 for place in places}
 

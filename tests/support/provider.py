@@ -10,6 +10,7 @@ so that it can be the oracle of what should be stored.
         provider.next(status(503), ok())        # the next two requests
         provider.for_text("poison", status(400, code="content_filter"))
         provider.latency_seconds = 0.02
+        provider.headers = {"x-request-id": "req_1"}    # of every answer
         await provider.in_flight(3)
         assert provider.embedded["text"] == 1
 """
@@ -96,6 +97,7 @@ class Provider:
         self.dimensions = dimensions
         self.key = key
         self.latency_seconds = 0.0
+        self.headers: Mapping[str, str] = {}
         self.script: Callable[[Call], Reply | None] | None = None
         self.embedded: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
@@ -143,6 +145,7 @@ class Provider:
     async def start(self) -> None:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/embeddings", self._serve)
+        app.on_response_prepare.append(self._add_headers)
         # A client that leaves ends the work on its request, as it does behind nginx.
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
@@ -178,6 +181,9 @@ class Provider:
             self.running -= 1
             self.done += 1
             self._changed()
+
+    async def _add_headers(self, _: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(self.headers)
 
     async def _reply(self, request: web.Request) -> web.StreamResponse:
         self.last_headers = request.headers.copy()

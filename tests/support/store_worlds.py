@@ -1,4 +1,4 @@
-"""The four ports of a database, and a look at its tables, on memory and on PostgreSQL."""
+"""The ports of a database, and a look at its tables, on memory and on PostgreSQL."""
 
 import asyncio
 import struct
@@ -8,20 +8,25 @@ from typing import Any, NamedTuple
 
 from msgspec import json
 
+from schemas.dead_letter import Facts
 from tests.support.store_changes import ARTICLES, GROUP, KEY, PARTITION, delete, upsert, write
 from worker.adapters.memory_database import MemoryDatabase
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.adapters.memory_ledger import MemoryLedger
+from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
+from worker.adapters.pg_crashes import PostgresCrashes
 from worker.adapters.pg_documents import chunk_table
+from worker.adapters.pg_holds import PostgresHolds
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pg_migrations import Migrations
 from worker.adapters.pg_statements import live_claims
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.config import DatabaseOptions
 from worker.core.model import Base, Claim, Collection, DocumentKey, Order, Partition
-from worker.ports import Catalog, Claims, Ledger, Query, Store, Verdict
+from worker.ports import Catalog, Claims, Crashes, Holds, Ledger, Query, Store, Verdict
 
 
 class Letter(NamedTuple):
@@ -35,6 +40,7 @@ class Letter(NamedTuple):
     attempts: int
     reason: str
     detail: str
+    facts: Facts
     tenant: str | None
     version: int | None
     origin: Order | None
@@ -64,6 +70,8 @@ class World:
     """One database: its ports, and what the tests look at."""
 
     claims: Claims
+    crashes: Crashes
+    holds: Holds
     store: Store
     ledger: Ledger
     catalog: Catalog
@@ -107,6 +115,15 @@ class World:
         """Say that the topic was created again, as an operator would."""
         raise NotImplementedError
 
+    async def next_millisecond(self) -> None:
+        """Return when the database's clock shows another millisecond than now."""
+        began = await self._now_ms()
+        while await self._now_ms() == began:
+            pass
+
+    async def _now_ms(self) -> int:
+        raise NotImplementedError
+
     def writing(self, claim: Claim) -> Any:
         """Hold a transaction open under a claim."""
         raise NotImplementedError
@@ -124,6 +141,8 @@ class MemoryWorld(World):
     def __init__(self, database: MemoryDatabase | None = None) -> None:
         self.database = database or MemoryDatabase()
         self.claims = MemoryClaims(self.database)
+        self.crashes = MemoryCrashes(self.database)
+        self.holds = MemoryHolds(self.database)
         self.store = MemoryStore(self.database)
         self.ledger = MemoryLedger(self.database)
         self.catalog = MemoryCatalog(self.database)
@@ -146,9 +165,10 @@ class MemoryWorld(World):
             Letter(
                 *key,
                 row.state,
-                row.attempts,
+                row.recorded.attempts,
                 row.letter.reason.value,
                 row.letter.detail,
+                row.letter.facts,
                 row.letter.tenant,
                 row.letter.version,
                 row.letter.origin,
@@ -161,6 +181,10 @@ class MemoryWorld(World):
         for place, row in claims.items():
             if place[1] == partition:
                 claims[place] = row._replace(incarnation=incarnation)
+
+    async def _now_ms(self) -> int:
+        await asyncio.sleep(0)
+        return int(asyncio.get_running_loop().time() * 1000)
 
     @asynccontextmanager
     async def writing(self, claim: Claim) -> AsyncIterator[None]:
@@ -178,6 +202,8 @@ class PostgresWorld(World):
     def __init__(self, database: Database) -> None:
         self.database = database
         self.claims = PostgresClaims(database)
+        self.crashes = PostgresCrashes(database)
+        self.holds = PostgresHolds(database)
         self.store = PgvectorStore(database)
         self.ledger = PostgresLedger(database)
         self.catalog = PostgresCatalog(database)
@@ -213,7 +239,8 @@ class PostgresWorld(World):
     async def letters(self) -> list[Letter]:
         rows = await self.fetch(
             'select grp, topic, partition, incarnation, "offset", state, attempts, reason,'
-            " detail, tenant, version, origin_topic, origin_partition, origin_offset,"
+            " detail, provider_status, provider_request_id, sqlstate, constraint_name,"
+            " tenant, version, origin_topic, origin_partition, origin_offset,"
             " origin_timestamp_ms, origin_incarnation from dead_letter"
             ' order by grp, topic, partition, incarnation, "offset"'
         )
@@ -221,8 +248,10 @@ class PostgresWorld(World):
             Letter(
                 row[0],
                 Partition(*row[1:3]),
-                *row[3:11],
-                None if row[11] is None else Order(*row[11:]),
+                *row[3:9],
+                Facts(*row[9:13]),
+                *row[13:15],
+                None if row[15] is None else Order(*row[15:]),
             )
             for row in map(tuple, rows)
         ]
@@ -233,6 +262,9 @@ class PostgresWorld(World):
             *partition,
             incarnation,
         )
+
+    async def _now_ms(self) -> int:
+        return await self.fetchval("select (extract(epoch from now()) * 1000)::bigint")
 
     @asynccontextmanager
     async def writing(self, claim: Claim) -> AsyncIterator[Any]:

@@ -17,9 +17,11 @@ from tests.support.virtual_time import run
 from worker.adapters.memory_database import MemoryDatabase
 from worker.adapters.memory_embedder import MemoryEmbedder
 from worker.adapters.memory_kafka import MemoryBroker, MemoryDeadLetters, MemorySource
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryLedger, MemoryStore
+from worker.adapters.memory_ledger import MemoryLedger
+from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
-from worker.app.provider import Provider
+from worker.app.provider import Provider, rate_limits
 from worker.config import (
     EmbeddingOptions,
     IngestOptions,
@@ -75,6 +77,7 @@ class Universe:
         self.embedder = MemoryEmbedder()
         self.letters = MemoryDeadLetters(self.broker)
         self.members: list[Member] = []
+        self.started = 0
         self.audit = Audit(self, GROUP)
         self.hook = None
         self.database.hook = self._reach
@@ -109,6 +112,7 @@ class Universe:
         if guarded:
             provider = Provider(
                 self.embedder,
+                rate_limits(self.settings.embedding),
                 self.settings.embedding,
                 self.settings.breaker,
                 clock=loop.time,
@@ -125,6 +129,8 @@ class Universe:
             dead_letters=self.letters,
             embedder=embedder,
             claims=MemoryClaims(self.database),
+            crashes=MemoryCrashes(self.database),
+            holds=MemoryHolds(self.database),
             store=MemoryStore(self.database),
             ledger=MemoryLedger(self.database),
             catalog=MemoryCatalog(self.database),
@@ -137,7 +143,8 @@ class Universe:
             offload=inline,
             is_held=is_held,
         )
-        name = f"worker-{len(self.members)}"
+        name = f"worker-{self.started}"  # never that of one that has ended
+        self.started += 1
         worker = assemble(self.settings, ports, around, Counters(), owner=name)
         member = Member(worker, loop.create_task(worker.runner.run(), name=name))
         member.task.add_done_callback(lambda _: self.broker.changes.announce())

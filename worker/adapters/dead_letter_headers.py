@@ -9,11 +9,11 @@ from schemas.dead_letter import (
     dead_letter_headers,
     parse_replays,
 )
-from worker.ports import DeadLetter
+from worker.ports import DeadLetter, Recorded
 
 
 def headers_of(
-    letter: DeadLetter, first_seen_ms: int, originals: Iterable[Header] | None = None
+    letter: DeadLetter, recorded: Recorded, originals: Iterable[Header] | None = None
 ) -> list[Header]:
     """Return all headers of a letter; `originals` replace those of its record."""
     position = letter.record.position
@@ -34,8 +34,11 @@ def headers_of(
         incarnation=letter.claim.incarnation,
         group=letter.claim.group,
         passes=letter.passes,
-        first_seen_ms=first_seen_ms,
+        attempts=recorded.attempts,
+        first_seen_ms=recorded.first_seen_ms,
+        last_seen_ms=recorded.last_seen_ms,
         replays=parse_replays(letter.record.headers),
+        facts=letter.facts,
         origin=origin,
     )
     return dead_letter_headers(

@@ -38,6 +38,12 @@ EXCEPTIONS: Mapping[FailureClass, type[ProviderUnavailable]] = {
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _BEGINNING = 200
+# OpenAI and most others; then who names it otherwise (Azure: both gateway and service).
+_REQUEST_ID_HEADERS = (
+    *("x-request-id", "request-id"),
+    *("apim-request-id", "x-ms-request-id", "x-amzn-requestid"),
+)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:\-]{3,127}")
 _NO_CREDIT = "the account has no credit or quota left"
 _KEY = "check embedding.api_key_variable or embedding.api_key_file"
 _CHECK = {
@@ -107,21 +113,29 @@ def error_of(
         ),
     )
     message = _message(status, body, _hint(meaning, status, body))
+    told = request_id(headers)
     if meaning is FailureClass.CONTENT:
-        return RejectedInput(message, status=status)
+        return RejectedInput(message, status=status, request_id=told)
     return EXCEPTIONS[meaning](
         message,
         status=status,
+        request_id=told,
         retry_after_seconds=parse_retry_after(headers, now_epoch_seconds),
         should_retry=should_retry,
     )
 
 
-def failure(code: str, message: str) -> ProviderUnavailable:
-    """Return what a failure means that brought no error answer."""
+def failure(code: str, message: str, headers: Mapping[str, str]) -> ProviderUnavailable:
+    """Return what a failure means that brought no error answer; perhaps headers had come."""
     meaning = taxonomy.classify_failure(code)
     status = 200 if meaning is FailureClass.BAD_OUTPUT else None
-    return EXCEPTIONS[meaning](message, status=status)
+    return EXCEPTIONS[meaning](message, status=status, request_id=request_id(headers))
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """Return by what the server finds a request in its logs; None where it may be prose."""
+    values = (headers.get(name, "") for name in _REQUEST_ID_HEADERS)
+    return next((value for value in values if _REQUEST_ID.fullmatch(value)), None)
 
 
 def _should_retry(headers: Mapping[str, str]) -> bool | None:

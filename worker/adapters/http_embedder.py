@@ -40,6 +40,9 @@ from worker.telemetry import current_traceparent, trace_id_of
 Observe = Callable[[float, str], None]
 """Told of every request: its seconds, and its status or the code of its failure."""
 
+Listen = Callable[[Mapping[str, str]], None]
+"""Told the headers of every answer of any status, once they have come."""
+
 OK = 200
 UNAUTHORIZED = 401
 CONNECT_SECONDS = 5.0  # a SYN that is lost once is sent again after 1 s, twice after 3 s
@@ -105,6 +108,7 @@ class HttpEmbedder:
         options: EmbeddingOptions,
         *,
         observe: Observe | None = None,
+        listen: Listen | None = None,
         offload: Offload = asyncio.to_thread,
         clock: Callable[[], float] = time.monotonic,
         environ: Mapping[str, str] = os.environ,
@@ -127,6 +131,7 @@ class HttpEmbedder:
             )
         )
         self._observe = observe
+        self._listen = listen
         self._offload = offload
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
@@ -162,7 +167,7 @@ class HttpEmbedder:
             self.errors[str(answer.status)] += 1
             now = datetime.now(UTC).timestamp()
             raise embedding_errors.error_of(self._options.dialect, *answer, now)
-        return await self._decoded(answer.content, request)
+        return await self._decoded(answer, request)
 
     async def close(self) -> None:
         """Close the connections; what is in flight fails."""
@@ -182,17 +187,18 @@ class HttpEmbedder:
             self._asks_base64 = self._asks_base64 and answer.status != OK
         return answer
 
-    async def _decoded(self, content: bytes, request: EmbeddingRequest) -> list[Vector]:
+    async def _decoded(self, answer: Answer, request: EmbeddingRequest) -> list[Vector]:
         count, dimensions = len(request.texts), request.dimensions
-        decode = partial(embedding_wire.decode, content, count, dimensions)
+        decode = partial(embedding_wire.decode, answer.content, count, dimensions)
         found: embedding_wire.Embeddings
         try:
-            if embedding_wire.is_slow_to_decode(content):
+            if embedding_wire.is_slow_to_decode(answer.content):
                 found = await self._offload(decode)
             else:
                 found = decode()
-        except ProviderUnavailable:
+        except ProviderUnavailable as error:
             self.errors["wrong_answer"] += 1
+            error.request_id = embedding_errors.request_id(answer.headers)
             raise
         self.inputs += count
         self.tokens += found.tokens
@@ -218,32 +224,34 @@ class HttpEmbedder:
         return await self._send(content, self._headers(request, renewed))
 
     async def _send(self, content: bytes, headers: dict[str, str]) -> Answer:
+        seen = SimpleNamespace(reused=False, headers={})
         try:
-            return await self._exchange(content, headers)
+            return await self._exchange(content, headers, seen)
         except (aiohttp.ClientError, OSError, _TooLong) as error:
-            raise self._unavailable(error) from error
+            raise self._unavailable(error, seen.headers) from error
 
-    async def _exchange(self, content: bytes, headers: dict[str, str]) -> Answer:
-        first = SimpleNamespace(reused=False)
+    async def _exchange(
+        self, content: bytes, headers: dict[str, str], seen: SimpleNamespace
+    ) -> Answer:
         try:
-            return await self._attempt(content, headers, first)
+            return await self._attempt(content, headers, seen)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             # RFC 9112 9.3.1: the server closed an idle connection while the request was on its
             # way, and read none of it. aiohttp repeats that by itself, but not for a POST. What
             # of an answer had come is in `message` instead of a string.
             has_begun = not isinstance(getattr(error, "message", ""), str)
-            if not first.reused or has_begun:
+            if not seen.reused or has_begun:
                 raise
-        return await self._attempt(content, headers, SimpleNamespace())
+        return await self._attempt(content, headers, seen)
 
     async def _attempt(
-        self, content: bytes, headers: dict[str, str], facts: SimpleNamespace
+        self, content: bytes, headers: dict[str, str], seen: SimpleNamespace
     ) -> Answer:
         self.requests += 1
         started, outcome = self._clock(), "cancelled"
         try:
             async with asyncio.timeout(self._options.timeout_seconds):
-                answer = await self._post(content, headers, facts)
+                answer = await self._post(content, headers, seen)
             outcome = str(answer.status)
             return answer  # noqa: TRY300  what fails above is counted below
         except (aiohttp.ClientError, OSError, _TooLong) as error:
@@ -255,7 +263,7 @@ class HttpEmbedder:
                 self._observe(self._clock() - started, outcome)
 
     async def _post(
-        self, content: bytes, headers: dict[str, str], facts: SimpleNamespace
+        self, content: bytes, headers: dict[str, str], seen: SimpleNamespace
     ) -> Answer:
         data = content if len(content) < BIG_BODY_BYTES else BytesIO(content)
         async with self._opened().post(
@@ -263,8 +271,11 @@ class HttpEmbedder:
             data=data,
             headers=headers,
             allow_redirects=False,
-            trace_request_ctx=facts,
+            trace_request_ctx=seen,
         ) as response:
+            seen.headers = response.headers
+            if self._listen is not None:
+                self._listen(response.headers)
             return Answer(response.status, response.headers, await self._read(response))
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -328,7 +339,7 @@ class HttpEmbedder:
             headers["traceparent"] = traceparent
         return headers
 
-    def _unavailable(self, error: Exception) -> ProviderUnavailable:
+    def _unavailable(self, error: Exception, headers: Mapping[str, str]) -> ProviderUnavailable:
         if isinstance(error, aiohttp.ClientConnectorError) and self._session is not None:
             # A cached address may be that of a server which is gone.
             connector = self._session.connector
@@ -337,11 +348,11 @@ class HttpEmbedder:
         code, words = _failure(error)
         if isinstance(error, _TooLong):
             limit = self._options.max_answer_bytes
-            return embedding_errors.failure(
-                code, f"the answer is longer than embedding.max_answer_bytes ({limit})"
-            )
+            words = f"the answer is longer than embedding.max_answer_bytes ({limit})"
+            return embedding_errors.failure(code, words, headers)
         where = f"{self._url.host}:{self._url.port}"
-        return embedding_errors.failure(code, f"{words}: {where} ({type(error).__name__})")
+        words = f"{words}: {where} ({type(error).__name__})"
+        return embedding_errors.failure(code, words, headers)
 
 
 def _failure(error: BaseException) -> tuple[str, str]:

@@ -9,8 +9,6 @@ published without its value, as a pointer to the record, rather than failing for
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -23,7 +21,7 @@ from worker.adapters.kafka_client import client_arguments, milliseconds
 from worker.adapters.kafka_errors import translated
 from worker.config import KafkaOptions
 from worker.errors import BrokerUnavailable, WorkerError
-from worker.ports import DeadLetter
+from worker.ports import DeadLetter, Recorded
 
 # The library gives an unanswered batch up after this; the outer limit is only for what it
 # does not bound.
@@ -47,19 +45,12 @@ def producer_arguments(options: KafkaOptions) -> dict[str, Any]:
     }
 
 
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class KafkaDeadLetters:
     """The dead-letter topic of `options`."""
 
-    def __init__(
-        self, options: KafkaOptions, *, now_ms: Callable[[], int] = _wall_clock_ms
-    ) -> None:
+    def __init__(self, options: KafkaOptions) -> None:
         self._options = options
         self._topic = options.dead_letter_topic
-        self._now_ms = now_ms
         self._starting = asyncio.Lock()
         self._producer: AIOKafkaProducer | None = None
         self._failures = 0
@@ -75,12 +66,12 @@ class KafkaDeadLetters:
         with translated():
             await self._started()
 
-    async def publish(self, letter: DeadLetter) -> None:
+    async def publish(self, letter: DeadLetter, recorded: Recorded) -> None:
         """Publish one letter and wait for the acknowledgement of all replicas in sync."""
         try:
             with translated():
                 async with asyncio.timeout(_PUBLISH_SECONDS):
-                    await self._publish(await self._started(), letter)
+                    await self._publish(await self._started(), letter, recorded)
         except WorkerError as error:
             await self._count_failure()
             raise BrokerUnavailable(str(error)) from error
@@ -104,13 +95,15 @@ class KafkaDeadLetters:
                 self._producer = producer
             return self._producer
 
-    async def _publish(self, producer: AIOKafkaProducer, letter: DeadLetter) -> None:
+    async def _publish(
+        self, producer: AIOKafkaProducer, letter: DeadLetter, recorded: Recorded
+    ) -> None:
         record = letter.record
-        headers = headers_of(letter, self._now_ms())
+        headers = headers_of(letter, recorded)
         try:
             await self._send(producer, record.key, record.value, headers)
         except (MessageSizeTooLargeError, RecordListTooLargeError):
-            await self._send(producer, *_pointer(letter, self._now_ms()))
+            await self._send(producer, *_pointer(letter, recorded))
 
     async def _send(
         self,
@@ -139,13 +132,13 @@ class KafkaDeadLetters:
 
 
 def _pointer(
-    letter: DeadLetter, first_seen_ms: int
+    letter: DeadLetter, recorded: Recorded
 ) -> tuple[bytes | None, bytes | None, list[Header]]:
     record = letter.record
     value = record.value or b""
     size = sum(len(name) + len(content or b"") for name, content in record.headers)
     headers = headers_of(
-        letter, first_seen_ms, record.headers if size <= _MAX_POINTER_PART_BYTES else ()
+        letter, recorded, record.headers if size <= _MAX_POINTER_PART_BYTES else ()
     )
     headers += [
         (VALUE_BYTES, str(len(value)).encode()),

@@ -15,10 +15,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from uuid import UUID
 
 from worker.core.changeset import newer
+from worker.core.isolation import CrashEntry
 from worker.core.model import (
     Chunk,
     ChunkId,
@@ -33,7 +34,7 @@ from worker.core.model import (
     Vector,
 )
 from worker.errors import StoreUnavailable
-from worker.ports import DeadLetter
+from worker.ports import DeadLetter, Hold, Recorded
 
 Hook = Callable[[str, str], Awaitable[None]]
 """Awaited with the name of a port's call and the moment: `before`, `open`, `committed`."""
@@ -56,13 +57,19 @@ class LetterKey(NamedTuple):
     incarnation: int
     offset: int
 
+    @classmethod
+    def of(cls, letter: DeadLetter) -> Self:
+        """Return what names this letter."""
+        claim, position = letter.claim, letter.record.position
+        return cls(claim.group, claim.partition, claim.incarnation, position.offset)
+
 
 class LetterRow(NamedTuple):
     """A dead letter as the ledger knows it; `state` is pending, published or resolved."""
 
     letter: DeadLetter
     state: str
-    attempts: int
+    recorded: Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,8 @@ class State:
     claims: dict[tuple[str, Partition], ClaimRow] = field(default_factory=dict)
     progress: dict[tuple[str, Partition], Progress] = field(default_factory=dict)
     letters: dict[LetterKey, LetterRow] = field(default_factory=dict)
+    crashes: dict[tuple[str, Partition], CrashEntry] = field(default_factory=dict)
+    holds: dict[tuple[str, Partition], Hold] = field(default_factory=dict)
 
     def copy(self) -> "State":
         """Return the same rows in tables of their own."""
@@ -104,7 +113,7 @@ class Transaction:
 
 
 class MemoryDatabase:
-    """A database inside the process; the four ports of `memory_store` work on it."""
+    """A database inside the process: what all adapters of ports of a database work on."""
 
     def __init__(self, *, hook: Hook | None = None, patience_seconds: float = 5) -> None:
         self.state = State()

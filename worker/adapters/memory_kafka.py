@@ -8,14 +8,14 @@ returned in the same step; nothing is polled before `begin`.
 
 import asyncio
 import contextlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from worker.adapters.dead_letter_headers import headers_of
 from worker.adapters.memory_broker import Group, MemoryBroker, Unreadable
 from worker.core.lifecycle import landmark
 from worker.core.model import Landmark, Partition
 from worker.errors import BrokerUnavailable, FencedError
-from worker.ports import Assignments, BatchSpan, DeadLetter, PolledBatch
+from worker.ports import Assignments, BatchSpan, DeadLetter, PolledBatch, Recorded
 
 __all__ = ["MemoryBroker", "MemoryDeadLetters", "MemorySource"]
 
@@ -66,7 +66,7 @@ class MemorySource:
             raise
 
     async def poll(
-        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+        self, wanted: Sequence[Partition], singly: Collection[Partition] = frozenset()
     ) -> list[PolledBatch]:
         """Return what has arrived, in fair order, waiting for the next change at most."""
         await asyncio.sleep(0)
@@ -214,7 +214,7 @@ class MemorySource:
             self._broker.changes.announce()
 
     def _take(
-        self, wanted: Sequence[Partition], singly: Container[Partition]
+        self, wanted: Sequence[Partition], singly: Collection[Partition]
     ) -> list[PolledBatch]:
         if self._broker.down or not self._holds or self._knows_expulsion:
             return []
@@ -258,7 +258,7 @@ class MemoryDeadLetters:
         self._topic = topic
         self.letters: list[DeadLetter] = []
 
-    async def publish(self, letter: DeadLetter) -> None:
+    async def publish(self, letter: DeadLetter, recorded: Recorded) -> None:
         """Append one letter to the topic."""
         await asyncio.sleep(0)
         self._broker.check("publish")
@@ -267,7 +267,7 @@ class MemoryDeadLetters:
             self._topic,
             key=record.key,
             value=record.value,
-            headers=tuple(headers_of(letter, first_seen_ms=0)),
+            headers=tuple(headers_of(letter, recorded)),
             timestamp_ms=record.timestamp_ms,
         )
         self._broker.check("publish acknowledgement")

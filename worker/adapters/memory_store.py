@@ -1,5 +1,5 @@
 """
-The ports `Claims`, `Store`, `Ledger` and `Catalog` in memory.
+The ports `Claims`, `Store` and `Catalog` in memory.
 
 They mean what the adapters of PostgreSQL mean (`tests/contracts` runs on both) and refuse what
 PostgreSQL refuses. Every check and write of a call happens in one step of the loop.
@@ -11,14 +11,12 @@ from dataclasses import replace
 
 from msgspec import UNSET
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import Facts, Reason
 from schemas.events import ScopeDeleted
-from worker.adapters.dead_letter_text import storable
 from worker.adapters.memory_database import (
     ClaimRow,
     DocumentRow,
     LetterKey,
-    LetterRow,
     MemoryDatabase,
 )
 from worker.adapters.pgvector_format import check_collection, wire
@@ -33,7 +31,6 @@ from worker.core.model import (
     DocumentKey,
     Order,
     Partition,
-    Position,
     Progress,
     Rank,
     StoredChunk,
@@ -41,7 +38,7 @@ from worker.core.model import (
     Vector,
 )
 from worker.errors import ConfigError, FencedError, PermanentError
-from worker.ports import DeadLetter, Query, Verdict, Write
+from worker.ports import Query, Verdict, Write
 
 # \u0000 in a JSON string: after an even number of backslashes (jsonb refuses it).
 _JSON_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -266,46 +263,6 @@ class MemoryStore:
         documents[key] = DocumentRow(stored=left, chunks={})
 
 
-class MemoryLedger:
-    """The dead letters as the database knows them."""
-
-    def __init__(self, database: MemoryDatabase) -> None:
-        self._database = database
-
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
-        """Write pending rows under the fence; repeating it changes no state."""
-        claims = {letter.claim for letter in letters}
-        async with self._database.transaction("record", claims) as transaction:
-            return [self._record(letter, transaction.live) for letter in letters]
-
-    def _record(self, letter: DeadLetter, live: frozenset[Claim]) -> Verdict:
-        if letter.claim not in live:
-            return Verdict.FENCED
-        claim, table = letter.claim, self._database.state.letters
-        key = LetterKey(
-            claim.group, claim.partition, claim.incarnation, letter.record.position.offset
-        )
-        old = table.get(key)
-        table[key] = LetterRow(
-            letter=storable(letter),
-            state=old.state if old else "pending",
-            attempts=old.attempts + 1 if old else 1,
-        )
-        return Verdict.APPLIED
-
-    async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
-        """Mark rows whose letters the dead-letter topic has acknowledged."""
-        async with self._database.transaction("mark_published"):
-            state = self._database.state
-            for topic, number, offset in positions:
-                partition = Partition(topic, number)
-                claim = state.claims.get((group, partition))
-                key = LetterKey(group, partition, claim.incarnation if claim else 0, offset)
-                row = state.letters.get(key)
-                if row is not None and row.state == "pending":
-                    state.letters[key] = row._replace(state="published")
-
-
 class MemoryCatalog:
     """The collections there are."""
 
@@ -383,9 +340,16 @@ def _refuse_bad_text(change: ChangeSet) -> None:
     texts = [*change.key, change.content_type or "", change.trace_id or ""]
     for chunk in (*change.insert, *change.move):
         texts += chunk.content, chunk.heading or ""
-    if any("\0" in text for text in texts) or _JSON_NUL.search(change.metadata or b""):
-        raise PermanentError(Reason.REJECTED_BY_STORE, "PostgreSQL takes no U+0000")
+    if any("\0" in text for text in texts):
+        raise _refused("22021", "PostgreSQL takes no U+0000")
+    if _JSON_NUL.search(change.metadata or b""):
+        raise _refused("22P05", "PostgreSQL takes no U+0000")
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
-        raise PermanentError(Reason.REJECTED_BY_STORE, "a text is no valid UTF-8") from error
+        # As asyncpg has it, which does not ask the server.
+        raise _refused("22000", "a text is no valid UTF-8") from error
+
+
+def _refused(sqlstate: str, message: str) -> PermanentError:
+    return PermanentError(Reason.REJECTED_BY_STORE, message, facts=Facts(sqlstate=sqlstate))

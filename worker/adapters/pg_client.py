@@ -11,6 +11,7 @@ used again; whether a commit under way has happened is then unknown.
 import asyncio
 import logging
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 
 import asyncpg
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import Facts, Reason
 from worker.config import DatabaseOptions
 from worker.errors import ConfigError, PermanentError, StoreUnavailable, WorkerError
 
@@ -33,6 +34,9 @@ Connection = Any
 _TRANSIENT = frozenset({"08", "25", "40", "53", "55", "57", "58", "72", "XX"})
 # 54 is, among others, a key that does not fit into an index; P0 a trigger of the operator's.
 _PERMANENT = frozenset({"09", "21", "22", "23", "27", "38", "39", "44", "54", "P0"})
+
+# Identifiers of PostgreSQL have at most 63 bytes; quoted ones with blanks are not told.
+_NAME = re.compile(r"[\w$.-]{1,63}")
 
 # A server is another history when it was restored, promoted, or has crashed: with
 # `synchronous_commit = off` a crash loses the last commits (protocol, section 7.8).
@@ -96,10 +100,21 @@ def _by_sqlstate(error: Any) -> WorkerError:
     if not state or state[:2] in _TRANSIENT:
         return StoreUnavailable(message)
     if state[:2] in _PERMANENT:
-        # Not PostgreSQL's message: it may quote what was to be written.
-        where = f", constraint {error.constraint_name}" if error.constraint_name else ""
-        return PermanentError(Reason.REJECTED_BY_STORE, f"SQLSTATE {state}{where}")
+        return _refused(state, type(error).__name__, error.constraint_name)
     return ConfigError(message)
+
+
+def _refused(state: str, kind: str, constraint: str | None) -> PermanentError:
+    """Say it by codes and names: PostgreSQL's message may quote what was to be written."""
+    # A trigger may put anything into the field of the constraint.
+    if constraint is not None and not _NAME.fullmatch(constraint):
+        constraint = None
+    where = f", constraint {constraint}" if constraint else ""
+    return PermanentError(
+        Reason.REJECTED_BY_STORE,
+        f"SQLSTATE {state} ({kind}){where}",
+        facts=Facts(sqlstate=state, constraint=constraint),
+    )
 
 
 def _untrusted(error: ssl.SSLCertVerificationError) -> WorkerError:

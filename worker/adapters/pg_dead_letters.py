@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any, Literal, NamedTuple
 
+from schemas.dead_letter import Facts
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_statements import order_of
 from worker.core.letters import Letter, Selection, State
@@ -21,7 +22,8 @@ l.grp, l.topic, l.partition, l."offset", l.incarnation, l.timestamp_ms, l.state,
 l.stage, l.detail, l.fingerprint, l.tenant, l.collection, l.document_id, l.version,
 l.origin_topic, l.origin_partition, l.origin_offset, l.origin_timestamp_ms,
 l.origin_incarnation, l.record_key, l.traceparent, l.passes, l.attempts, l.replays,
-l.first_seen, l.last_seen, l.state_changed_at
+l.first_seen, l.last_seen, l.state_changed_at,
+l.provider_status, l.provider_request_id, l.sqlstate, l.constraint_name
 """
 _SELECTED = """
 l.grp = $1
@@ -222,5 +224,11 @@ def _letter(row: Any) -> Letter:
         replays=row["replays"],
         first_seen=row["first_seen"],
         last_seen=row["last_seen"],
+        facts=Facts(
+            provider_status=row["provider_status"],
+            provider_request_id=row["provider_request_id"],
+            sqlstate=row["sqlstate"],
+            constraint=row["constraint_name"],
+        ),
         state_changed_at=row["state_changed_at"],
     )

@@ -6,16 +6,16 @@ publishes nothing; it becomes `published` after the acknowledgement. Recording i
 a crash or a rewind, counts an attempt and changes no state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schemas.dead_letter import parse_replays
 from schemas.events import MAX_NAME_BYTES
 from worker.adapters.dead_letter_text import storable
-from worker.adapters.pg_client import Database
+from worker.adapters.pg_client import Connection, Database
 from worker.adapters.pg_statements import live_claims, order_values
 from worker.core.model import Position
-from worker.ports import DeadLetter, Verdict
+from worker.ports import DeadLetter, Recorded
 
 # Three names, each byte percent-encoded, and two slashes: a longer key is none of ours.
 _MAX_KEY_BYTES = 3 * (3 * MAX_NAME_BYTES) + 2
@@ -25,13 +25,14 @@ insert into dead_letter as l (
     grp, topic, partition, incarnation, "offset", timestamp_ms, reason, stage, detail,
     tenant, collection, document_id, version,
     origin_topic, origin_partition, origin_offset, origin_timestamp_ms, origin_incarnation,
-    traceparent, passes, record_key, replays
+    traceparent, passes, record_key, replays,
+    provider_status, provider_request_id, sqlstate, constraint_name
 )
 select * from unnest(
     $1::text[], $2::text[], $3::int[], $4::int[], $5::bigint[], $6::bigint[], $7::text[],
     $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bigint[],
     $14::text[], $15::int[], $16::bigint[], $17::bigint[], $18::int[], $19::text[], $20::int[],
-    $21::bytea[], $22::int[]
+    $21::bytea[], $22::int[], $23::int[], $24::text[], $25::text[], $26::text[]
 )
 on conflict (grp, topic, partition, incarnation, "offset") do update set
     reason = excluded.reason, stage = excluded.stage, detail = excluded.detail,
@@ -43,8 +44,19 @@ on conflict (grp, topic, partition, incarnation, "offset") do update set
     origin_incarnation = excluded.origin_incarnation,
     traceparent = excluded.traceparent, passes = excluded.passes,
     record_key = excluded.record_key, replays = greatest(l.replays, excluded.replays),
+    provider_status = excluded.provider_status,
+    provider_request_id = excluded.provider_request_id,
+    sqlstate = excluded.sqlstate, constraint_name = excluded.constraint_name,
     attempts = l.attempts + 1, last_seen = now()
+returning grp, topic, partition, incarnation, "offset", attempts,
+    (extract(epoch from first_seen) * 1000)::bigint,
+    (extract(epoch from last_seen) * 1000)::bigint,
+    state <> 'pending'
 """
+
+_Place = tuple[str, str, int, int, int]
+"""The primary key: group, topic, partition, incarnation, offset."""
+
 # A position says no incarnation: it is about the topic that the group reads now.
 _MARK_PUBLISHED = """
 update dead_letter l set state = 'published'
@@ -61,18 +73,16 @@ class PostgresLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def record(self, letters: Sequence[DeadLetter]) -> list[Verdict]:
+    async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
         """Write pending rows under the fence; repeating it changes no state."""
         claims = {letter.claim for letter in letters}
         async with self._database.transaction() as connection:
             live = await live_claims(connection, claims, self._database.history)
             # One row a record, in the order of all writers.
             rows = {_place(letter): _row(letter) for letter in letters if letter.claim in live}
-            if rows:
-                in_order = [rows[place] for place in sorted(rows)]
-                await connection.execute(_RECORD, *map(list, zip(*in_order, strict=True)))
+            recorded = await _record(connection, rows) if rows else {}
         return [
-            Verdict.APPLIED if letter.claim in live else Verdict.FENCED for letter in letters
+            recorded[_place(letter)] if letter.claim in live else None for letter in letters
         ]
 
     async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
@@ -84,7 +94,15 @@ class PostgresLedger:
             await connection.execute(_MARK_PUBLISHED, group, *map(list, columns))
 
 
-def _place(letter: DeadLetter) -> tuple[str, str, int, int, int]:
+async def _record(
+    connection: Connection, rows: Mapping[_Place, tuple[Any, ...]]
+) -> dict[_Place, Recorded]:
+    in_order = [rows[place] for place in sorted(rows)]
+    found = await connection.fetch(_RECORD, *map(list, zip(*in_order, strict=True)))
+    return {tuple(row[:5]): Recorded(*row[5:]) for row in found}
+
+
+def _place(letter: DeadLetter) -> _Place:
     """Return the primary key of a letter's row."""
     claim, position = letter.claim, letter.record.position
     return claim.group, *claim.partition, claim.incarnation, position.offset
@@ -107,4 +125,5 @@ def _row(letter: DeadLetter) -> tuple[Any, ...]:
         letter.passes,
         key if key is not None and len(key) <= _MAX_KEY_BYTES else None,
         parse_replays(letter.record.headers),
+        *letter.facts,
     )

@@ -16,8 +16,13 @@ from worker.adapters.pg_statements import LOCK_CLAIM
 
 _LIST = """
 select c.topic, c.partition, c.epoch, c.owner, c.claimed_at, c.incarnation,
-       p.next_offset, p.updated_at
-from partition_claim c left join partition_progress p using (grp, topic, partition)
+       p.next_offset, p.updated_at, h.problem as held_because,
+       h.resumed_at is not null as is_resumed,
+       coalesce(k.unclean_ends, 0) as unclean_ends, k.start_offset, k.suspect_offset
+from partition_claim c
+left join partition_progress p using (grp, topic, partition)
+left join partition_hold h using (grp, topic, partition)
+left join partition_crash k using (grp, topic, partition)
 where c.grp = $1
 order by c.topic, c.partition
 """
@@ -32,13 +37,20 @@ set epoch = epoch + 1, claim_id = $4, owner = $5, incarnation = $6,
     claimed_at = clock_timestamp()
 where grp = $1 and topic = $2 and partition = $3
 """
-_FORGET = """
-delete from partition_progress where grp = $1 and topic = $2 and partition = $3
-"""
+_FORGET = tuple(
+    f"delete from {table} where grp = $1 and topic = $2 and partition = $3"  # noqa: S608
+    for table in ("partition_progress", "partition_crash", "partition_hold")
+)
 
 
 class PartitionProgress(NamedTuple):
-    """One partition as the table knows it; `next_offset` None: nothing was read yet."""
+    """
+    One partition as the tables know it; `next_offset` None: nothing was read yet.
+
+    `held_because` is set while it is held, `is_resumed` once an operator has said that it
+    should go on. `unclean_ends` are those of its owners at `start_offset`, `suspect_offset` the
+    record that was alone in flight at the last one.
+    """
 
     topic: str
     partition: int
@@ -48,6 +60,11 @@ class PartitionProgress(NamedTuple):
     incarnation: int
     next_offset: int | None
     updated_at: datetime | None
+    held_because: str | None
+    is_resumed: bool
+    unclean_ends: int
+    start_offset: int | None
+    suspect_offset: int | None
 
 
 class PostgresProgress:
@@ -83,5 +100,6 @@ class PostgresProgress:
             async with self._database.transaction() as connection:
                 await connection.execute(LOCK_CLAIM, *place)
                 await connection.execute(_RAISE, *place, uuid4(), owner, incarnation)
-                await connection.execute(_FORGET, *place)
+                for forget in _FORGET:
+                    await connection.execute(forget, *place)
         return incarnation

@@ -13,10 +13,14 @@ from typing import NamedTuple
 from worker.config import Settings
 from worker.core.lifecycle import Lives
 from worker.core.packing import PackLimits
+from worker.pipeline.decode import Decode
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.embed import Embed
+from worker.pipeline.floods import Floods
 from worker.pipeline.ingest import Ingest
 from worker.pipeline.intake import Intake
+from worker.pipeline.isolation import OneByOne, Skip
+from worker.pipeline.marks import Marks
 from worker.pipeline.partitions import Partitions
 from worker.pipeline.prepare import Collections, Prepare
 from worker.pipeline.runner import Runner, Tasks
@@ -26,8 +30,10 @@ from worker.ports import (
     Catalog,
     Claims,
     Clock,
+    Crashes,
     DeadLetters,
     Embedder,
+    Holds,
     Ledger,
     Offload,
     Source,
@@ -55,6 +61,8 @@ class Ports:
     dead_letters: DeadLetters
     embedder: Embedder
     claims: Claims
+    crashes: Crashes
+    holds: Holds
     store: Store
     ledger: Ledger
     catalog: Catalog
@@ -95,7 +103,8 @@ def assemble(
 ) -> Worker:
     """Put a worker together; `owner` names it in its claims."""
     tasks, lives = Tasks(), Lives()
-    ingest, embed = _ingest(settings, ports, around, tasks, lives, counters)
+    marks = Marks(ports.crashes)
+    ingest, embed = _ingest(settings, ports, around, tasks, lives, marks, counters)
     settle = Settle(
         ports.ledger,
         ports.dead_letters,
@@ -106,13 +115,26 @@ def assemble(
         spawn=tasks.spawn,
     )
     dispatch = Dispatch(
-        ingest, settle, lives, settings.queue, counters=counters, spawn=tasks.spawn
+        ingest,
+        settle,
+        lives,
+        settings.queue,
+        counters=counters,
+        clock=around.clock,
+        spawn=tasks.spawn,
     )
+    decode = Decode(settings.ingest, counters)
+    skip = Skip(dispatch, decode)
+    one_by_one = OneByOne(marks, dispatch, decode, skip)
     partitions = Partitions(
         ports.claims,
         dispatch,
         lives,
         settings.kafka,
+        crashes=ports.crashes,
+        floods=Floods(ports.holds, lives, settings.dead_letters, clock=around.clock),
+        one_by_one=one_by_one,
+        skip=skip,
         owner=owner,
         counters=counters,
         clock=around.clock,
@@ -122,8 +144,8 @@ def assemble(
     intake = Intake(
         dispatch,
         lives,
-        settings.ingest,
-        counters=counters,
+        decode,
+        one_by_one,
         clock=around.clock,
         progress_seconds=settings.telemetry.progress_seconds,
         is_held=around.is_held,
@@ -146,6 +168,7 @@ def _ingest(
     around: Surroundings,
     tasks: Tasks,
     lives: Lives,
+    marks: Marks,
     counters: Counters,
 ) -> tuple[Ingest, Embed]:
     collections = Collections(
@@ -180,6 +203,7 @@ def _ingest(
         prepare,
         embed,
         save,
+        marks,
         settings.ingest,
         is_ending=lives.is_ending,
         jitter=around.jitter,

@@ -103,12 +103,12 @@ class Observation:
 
     def _look(self, life: PartitionLife) -> tuple[int, float]:
         """Return a partition's offset, and since when it stands still without a reason."""
-        # Records to poll, room for them, nothing in flight, and no offset moves.
+        # Records that are asked for, nothing in flight, and no offset moves.
         offset, now = life.progress.next_offset, self._clock()
         before, since = self._seen.get(life, (None, now))
-        waits = life.phase is Phase.RUNNING and not life.in_flight and bool(self._lag(life))
-        has_room = self._worker.dispatch.room.is_set()
-        return offset, since if before == offset and waits and has_room else now
+        is_asked = life.partition in self._worker.intake.wanted
+        waits = is_asked and not life.in_flight and bool(self._lag(life))
+        return offset, since if before == offset and waits else now
 
     def _is_stuck(self, life: PartitionLife) -> bool:
         return self._clock() - self._seen[life][1] > self._progress_seconds

@@ -6,9 +6,12 @@ from typing import NamedTuple
 from worker.adapters.kafka_group import KafkaGroup
 from worker.adapters.kafka_topics import Topics
 from worker.adapters.pg_claims import PostgresClaims
+from worker.adapters.pg_crashes import PostgresCrashes
+from worker.adapters.pg_holds import PostgresHolds
 from worker.adapters.pg_progress import PartitionProgress, PostgresProgress
 from worker.app.jobs import opened
 from worker.config import KafkaOptions, Settings
+from worker.core.isolation import ISOLATE_AFTER
 from worker.core.model import Partition
 from worker.errors import BrokerUnavailable, ConfigError
 from worker.ops import partitions
@@ -19,6 +22,20 @@ class PartitionRow(NamedTuple):
 
     known: PartitionProgress
     committed: int | None
+
+    @property
+    def problem(self) -> str | None:
+        """What an operator should know of it, None where all is well."""
+        known = self.known
+        if known.held_because is not None:
+            end = ", going on" if known.is_resumed else ""
+            return f"held: {known.held_because}{end}"
+        if known.suspect_offset is not None:
+            return f"its owners died, suspected: the record at offset {known.suspect_offset}"
+        # A start that was left behind: whatever it was, it is over.
+        if known.unclean_ends >= ISOLATE_AFTER and known.next_offset == known.start_offset:
+            return f"its last {known.unclean_ends} owners died at this offset"
+        return None
 
 
 async def list_partitions(settings: Settings) -> tuple[list[PartitionRow], str | None]:
@@ -45,6 +62,12 @@ async def _committed(
         return {place: await group.committed(place) for place in places}
 
 
+async def resume(settings: Settings, partition: Partition) -> bool:
+    """Let a held partition go on; False where it is not held."""
+    async with opened(settings.database) as database:
+        return await PostgresHolds(database).resume(settings.kafka.group, partition)
+
+
 async def skip(
     settings: Settings, partition: Partition, to: int, *, really: bool
 ) -> partitions.Skip:
@@ -52,10 +75,10 @@ async def skip(
     group_name = settings.kafka.group
     await _check_exists(settings.kafka, partition)
     async with KafkaGroup.open(settings.kafka) as group, opened(settings.database) as database:
-        claims = PostgresClaims(database)
+        claims, crashes = PostgresClaims(database), PostgresCrashes(database)
         planned = await partitions.plan_skip(claims, group, group_name, partition, to)
         if really:
-            await partitions.skip(claims, group, group_name, planned)
+            await partitions.skip(claims, crashes, group, group_name, planned)
     return planned
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import structlog
 
 from worker.adapters.breaker_embedder import BreakerEmbedder, StateChange
+from worker.adapters.http_embedder import HttpEmbedder, Observe
 from worker.adapters.limited_embedder import LimitedEmbedder
-from worker.config import BreakerOptions, EmbeddingOptions
+from worker.config import BreakerOptions, EmbeddingOptions, Settings
 from worker.core.breaker import State
 from worker.core.limits import AdaptiveLimit, RateLimits
 from worker.ports import Clock, Embedder
@@ -25,6 +26,7 @@ class Provider:
     def __init__(
         self,
         http: Embedder,
+        rates: RateLimits,
         options: EmbeddingOptions,
         breaker: BreakerOptions,
         *,
@@ -43,7 +45,7 @@ class Provider:
         self.embedder = LimitedEmbedder(
             self.breaker,
             self._limit,
-            RateLimits(options.requests_per_minute, options.tokens_per_minute),
+            rates,
             clock=clock,
         )
 
@@ -61,3 +63,24 @@ class Provider:
             wait_seconds=round(change.wait_seconds, 2),
             error=str(change.error) if change.error else None,
         )
+
+
+def rate_limits(options: EmbeddingOptions) -> RateLimits:
+    """Return the configured limits."""
+    return RateLimits(options.requests_per_minute, options.tokens_per_minute)
+
+
+def over_http(
+    settings: Settings, *, observe: Observe, clock: Clock, jitter: Callable[[], float]
+) -> tuple[HttpEmbedder, Provider]:
+    """Return the embedder and its guards, of which the limits follow what its answers say."""
+    rates = rate_limits(settings.embedding)
+    http = HttpEmbedder(
+        settings.embedding,
+        observe=observe,
+        listen=lambda headers: rates.observe(headers, clock()),
+    )
+    provider = Provider(
+        http, rates, settings.embedding, settings.breaker, clock=clock, jitter=jitter
+    )
+    return http, provider

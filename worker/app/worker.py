@@ -9,12 +9,14 @@ import asyncio
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import stamina
@@ -22,18 +24,19 @@ import structlog
 
 from worker.adapters.admin_http import AdminServer
 from worker.adapters.breaker_embedder import BreakerEmbedder
-from worker.adapters.http_embedder import HttpEmbedder
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
+from worker.adapters.pg_crashes import PostgresCrashes
+from worker.adapters.pg_holds import PostgresHolds
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.jobs import check_schema
 from worker.app.observation import Observation
-from worker.app.provider import Provider
+from worker.app.provider import over_http
 from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
 from worker.ports import Embedder, EmbeddingRequest
@@ -160,7 +163,12 @@ async def _open(
     """Open what a worker talks to; Kafka's group is joined by the runner."""
     database = await _database(settings)
     stack.push_async_callback(database.close)
-    embedder = HttpEmbedder(settings.embedding, observe=telemetry.provider_request)
+    embedder, provider = over_http(
+        settings,
+        observe=telemetry.provider_request,
+        clock=time.monotonic,
+        jitter=random.random,
+    )
     stack.push_async_callback(embedder.close)
     telemetry.observe("provider_tokens_total", lambda: embedder.tokens)
     telemetry.observe(
@@ -176,19 +184,14 @@ async def _open(
     await _check_dimensions(catalog, embedder)
     dead_letters = KafkaDeadLetters(settings.kafka)
     stack.push_async_callback(dead_letters.close)
-    provider = Provider(
-        embedder,
-        settings.embedding,
-        settings.breaker,
-        clock=time.monotonic,
-        jitter=random.random,
-    )
     telemetry.observe("breaker_open", lambda: int(provider.breaker.is_open))
     ports = Ports(
         make_source=lambda: KafkaSource(settings.kafka),
         dead_letters=dead_letters,
         embedder=provider.embedder,
         claims=claims,
+        crashes=PostgresCrashes(database),
+        holds=PostgresHolds(database),
         store=PgvectorStore(database),
         ledger=PostgresLedger(database),
         catalog=catalog,
@@ -307,5 +310,7 @@ def _report_lag(seconds: float) -> None:
     log.warning("event loop lags", action="loop_lag", p90_seconds=round(seconds, 3))
 
 
+@cache
 def _owner() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}"
+    # In a container that was restarted host and pid are those of the process before it.
+    return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"

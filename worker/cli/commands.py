@@ -177,8 +177,14 @@ COMMANDS: tuple[Command | Family, ...] = (
             Command(
                 "list",
                 "worker.cli.partitions:list_all",
-                "List the partitions of the group with owner, epoch and progress.",
+                "List the partitions of the group with owner, progress and problems.",
                 ("embedfleet partitions list --json",),
+            ),
+            Command(
+                "resume",
+                "worker.cli.partitions:resume",
+                "Let a partition go on that is held in a flood of dead letters.",
+                ("embedfleet partitions resume documents/3",),
             ),
             Command(
                 "skip",

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from schemas.dead_letter import Header, Reason
+from schemas.dead_letter import Facts, Header, Reason
 from worker.cli.output import say, show_json, show_table
-from worker.core.letters import Letter, Original, State
+from worker.core.letters import Letter, Original, State, objection
 
 if TYPE_CHECKING:  # they load client libraries, which the help does without
     from worker.app.dead_letter_job import Shown
@@ -70,7 +70,9 @@ def show_letters(letters: Sequence[Letter], *, json: bool) -> None:
 
 def facts(letter: Letter) -> dict[str, Any]:
     """Return what the ledger knows of a letter, for `--json`."""
-    return asdict(letter) | {
+    about = asdict(letter) | letter.facts._asdict()
+    del about["facts"]
+    return about | {
         "position": name_of(letter),
         "origin": letter.origin._asdict(),
         "key": _text(letter.key),
@@ -85,6 +87,7 @@ def details(shown: "Shown", *, value: bool) -> dict[str, Any]:
         "what": what,
         "remedy": remedy,
         "superseded": superseded,
+        "objection": objection(letter),
         "problem": problem,
         "record": None,
     }
@@ -106,9 +109,12 @@ def explained(shown: "Shown", *, value: bool) -> Iterator[str]:
     yield f"What happened: {what}"
     if letter.detail:
         yield f"Detail:        {letter.detail}"
+    yield from _refusals(letter.facts)
     yield f"What to do:    {remedy}"
     yield f"State:         {letter.state}. {_STATES[letter.state]}"
     yield f"A replay:      {_prospect(superseded)}"
+    if (why := objection(letter)) is not None:
+        yield f"Refused:       {why}"
     document = document_of(letter) or "unknown"
     yield f"Document:      {document}, version {_or_none(letter.version)}"
     yield f"Seen:          first {second(letter.first_seen)}, last {second(letter.last_seen)}"
@@ -120,6 +126,14 @@ def explained(shown: "Shown", *, value: bool) -> Iterator[str]:
         yield f"First stood:   {'/'.join(map(str, letter.origin[:3]))}"
     yield f"Fingerprint:   {letter.fingerprint}"
     yield from _record(original, value=value)
+
+
+def _refusals(known: Facts) -> Iterator[str]:
+    status, request, sqlstate, constraint = known
+    if status is not None or request is not None:
+        yield f"Provider:      status {_or_none(status)}, request id {_or_none(request)}"
+    if sqlstate is not None:
+        yield f"PostgreSQL:    SQLSTATE {sqlstate}, constraint {_or_none(constraint)}"
 
 
 def _record(original: Original | None, *, value: bool) -> Iterator[str]:

@@ -45,7 +45,9 @@ MaxReplays = Annotated[
     option("A letter replayed so often is parked instead.", validator=validators.Number(gte=1)),
 ]
 DryRun = Annotated[bool, switch("--dry-run", "Only say what it would do.")]
-Force = Annotated[bool, switch("--force", "Also what was replayed too often.")]
+Force = Annotated[
+    bool, switch("--force", "Also what was replayed too often, or killed workers.")
+]
 ValueFile = Annotated[
     Path | None,
     option(

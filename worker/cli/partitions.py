@@ -1,4 +1,4 @@
-"""The commands `partitions list` and `partitions skip`."""
+"""The commands `partitions list`, `partitions resume` and `partitions skip`."""
 
 import asyncio
 from typing import Annotated
@@ -22,21 +22,41 @@ def list_all(*, json: Json = False, settings: WithSettings = DEFAULTS) -> None:
     if problem is not None:
         say(problem)
     if json:
-        show_json([{**known._asdict(), "committed": committed} for known, committed in rows])
+        show_json(
+            [
+                {**row.known._asdict(), "committed": row.committed, "problem": row.problem}
+                for row in rows
+            ]
+        )
         return
-    head = ("partition", "next_offset", "committed", "epoch", "owner", "claimed_at")
+    head = ("partition", "next_offset", "committed", "epoch", "owner", "claimed_at", "problem")
     lines = [
         (
-            f"{known.topic}/{known.partition}",
-            known.next_offset,
-            committed,
-            known.epoch,
-            known.owner,
-            known.claimed_at.isoformat(timespec="seconds"),
+            f"{row.known.topic}/{row.known.partition}",
+            row.known.next_offset,
+            row.committed,
+            row.known.epoch,
+            row.known.owner,
+            row.known.claimed_at.isoformat(timespec="seconds"),
+            row.problem,
         )
-        for known, committed in rows
+        for row in rows
     ]
     show_table(head, lines, empty=f"the group {settings.kafka.group!r} has read nothing yet")
+
+
+def resume(partition: Name, /, *, json: Json = False, settings: WithSettings = DEFAULTS) -> int:
+    """Let a partition go on that is held because of a flood of dead letters."""
+    from worker.app import partition_jobs
+
+    is_held = asyncio.run(partition_jobs.resume(settings, parsed(partition)))
+    if json:
+        show_json({"partition": partition, "resumed": is_held})
+    elif is_held:
+        say(f"{partition} goes on as soon as its owner has read this, within seconds")
+    if not is_held:
+        say(f"{partition} is not held: nothing was changed")
+    return 0 if is_held else 1
 
 
 def skip(

@@ -20,6 +20,7 @@ from worker.errors import ConfigError
 __all__ = [
     "BreakerOptions",
     "DatabaseOptions",
+    "DeadLetterOptions",
     "DialectName",
     "EmbeddingOptions",
     "IngestOptions",
@@ -287,6 +288,27 @@ class IngestOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeadLetterOptions:
+    """When a partition is held, because a flood of dead letters is an outage in disguise."""
+
+    max_share: Annotated[
+        float, about("A partition is held above this share of dead letters.", gt=0, le=1)
+    ] = 0.05
+    sample_records: Annotated[
+        int, about("... of so many last records; fewer say nothing.", ge=1)
+    ] = 1_000
+    window_seconds: Annotated[
+        float, about("... that ended in this time; older ones say nothing.", gt=0)
+    ] = 60
+    probe_records: Annotated[
+        int, about("Records that are let through to see whether it is over.", ge=1)
+    ] = 50
+    probe_seconds: Annotated[
+        float, about("How long a partition is held before each probe.", gt=0)
+    ] = 60
+
+
+@dataclass(frozen=True, kw_only=True)
 class TelemetryOptions:
     """Logs, the admin port and what helps in staging."""
 
@@ -326,6 +348,7 @@ class Settings:
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     queue: QueueOptions = field(default_factory=QueueOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)
+    dead_letters: DeadLetterOptions = field(default_factory=DeadLetterOptions)
     telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)
     startup_timeout_seconds: Annotated[
         float, about("How long an unreachable broker or database is waited for.", gt=0)

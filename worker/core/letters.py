@@ -14,7 +14,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from schemas.dead_letter import Header
+from schemas.dead_letter import NO_FACTS, Facts, Header, Reason
 from worker.core.changeset import newer, reaches
 from worker.core.model import Base, DocumentKey, Order, Partition, Position, Rank
 
@@ -64,6 +64,7 @@ class Letter:
     replays: int
     first_seen: datetime
     last_seen: datetime
+    facts: Facts = NO_FACTS
     state_changed_at: datetime | None = None
 
     @property
@@ -107,6 +108,13 @@ class Selection:
     key: bytes | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+
+def objection(letter: Letter) -> str | None:
+    """Return why a letter is replayed by force only, by its reason; None where it is not."""
+    if letter.reason != Reason.WORKER_KILLER:
+        return None
+    return "workers died whenever they were alone with it; only --force sends it to them again"
 
 
 def covered(rank: Rank, base: Base) -> bool:

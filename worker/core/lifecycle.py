@@ -1,9 +1,10 @@
 """
 The life of one assigned partition, and where it starts.
 
-Owns the phase (claiming, running, draining, fenced, halted, ended), the claim and the offset
-tracker of one assignment. A tracker dies with its claim, so an old task can never complete an
-offset of a new one (protocol, section 3). Never waits, never commits, never reads a clock.
+Owns the phase (claiming, running, draining, fenced, held, halted, ended), the claim, the offset
+tracker and the guards of one assignment. A tracker dies with its claim, so an old task can
+never complete an offset of a new one (protocol, section 3). Never waits, never commits, never
+reads a clock.
 
 Invariants: only an outcome that `COMPLETES` says yes to completes an offset, and only under
 the claim it was tracked with; every offset that `progress` names is covered by a committed
@@ -15,6 +16,8 @@ from enum import Enum
 from hashlib import blake2b
 from typing import NamedTuple
 
+from worker.core.flood import FloodGuard
+from worker.core.isolation import Isolation
 from worker.core.model import (
     Claim,
     DeadLettered,
@@ -51,13 +54,19 @@ class Phase(Enum):
     RUNNING = "running"
     DRAINING = "draining"
     FENCED = "fenced"
+    HELD = "held"
     HALTED = "halted"
     ENDED = "ended"
+
+
+_OWNING = (Phase.RUNNING, Phase.DRAINING, Phase.HELD)
 
 
 class PartitionLife:
     """
     One partition from its assignment to its end.
+
+    `isolation` is set while it runs one record at a time, `flood` while it has a guard.
 
         >>> from tests.support.works import claim, upsert
         >>> life = PartitionLife(claim().partition, assignment=1)
@@ -78,14 +87,25 @@ class PartitionLife:
         self.phase = Phase.CLAIMING
         self.claim: Claim | None = None
         self.problem: str | None = None
-        self.running = 0
+        self.flood: FloodGuard | None = None
+        self.isolation: Isolation | None = None
         self._tracker = OffsetTracker(0)
         self._landmark: Landmark | None = None
 
-    def start(self, claim: Claim, offset: int) -> None:
+    def start(
+        self,
+        claim: Claim,
+        offset: int,
+        *,
+        flood: FloodGuard | None = None,
+        isolation: Isolation | None = None,
+    ) -> None:
         """Begin to run under a fresh claim, with an empty tracker."""
         assert self.phase is not Phase.ENDED, "an ended assignment never comes back"
         self.claim = claim
+        self.flood = flood
+        self.isolation = isolation
+        self.problem = None
         self._tracker = OffsetTracker(offset)
         self._landmark = claim.landmark
         self.phase = Phase.RUNNING
@@ -96,7 +116,7 @@ class PartitionLife:
 
     def owns(self, claim: Claim) -> bool:
         """Tell whether this is the claim the partition works under now."""
-        return claim == self.claim and self.phase in (Phase.RUNNING, Phase.DRAINING)
+        return claim == self.claim and self.phase in _OWNING
 
     def track(self, record: Record) -> None:
         """Take a polled record in flight."""
@@ -127,6 +147,12 @@ class PartitionLife:
         self.phase = Phase.FENCED
         return True
 
+    def hold(self, problem: str) -> None:
+        """Poll nothing more for a while, and say why; what is in flight may still complete."""
+        if self.phase is Phase.RUNNING:
+            self.phase = Phase.HELD
+            self.problem = problem
+
     def halt(self, problem: str) -> None:
         """Stop for good until an operator has acted, and say why."""
         self.phase = Phase.HALTED
@@ -140,6 +166,17 @@ class PartitionLife:
     def progress(self) -> Progress:
         """How far the partition is done, as it may be told to the table and to Kafka."""
         return Progress(self._tracker.committable, self._landmark)
+
+    @property
+    def handed_out(self) -> int:
+        """The offset behind all that was polled."""
+        return self._tracker.handed_out
+
+    @property
+    def room(self) -> int | None:
+        """How many records may be polled; None: any number."""
+        room = None if self.flood is None else self.flood.room
+        return room if self.isolation is None or room == 0 else 1
 
     @property
     def in_flight(self) -> int:
@@ -184,7 +221,7 @@ class Lives:
     def is_ending(self, claim: Claim) -> bool:
         """Tell whether what has not begun under this claim should be left to its next owner."""
         life = self.under(claim)
-        return life is None or life.phase is Phase.DRAINING
+        return life is None or life.phase is not Phase.RUNNING
 
     def in_phase(self, phase: Phase) -> list[PartitionLife]:
         """Return the lives in a phase."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 from uuid import UUID
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import NO_FACTS, Facts, Reason
 from schemas.events import DocumentDeleted, DocumentUpserted, Event, ScopeDeleted, Tombstone
 
 Vector = NewType("Vector", bytes)
@@ -133,7 +133,8 @@ class Work:
     An event with its position, ready to process; one outcome ends it.
 
     `claimed_origin` is the origin a replayed dead letter says it has; `rank` is ordered by
-    the record's own position until prepare has found that origin in the ledger.
+    the record's own position until prepare has found that origin in the ledger. `is_alone`:
+    it runs with no other of its partition, as a worker may die of it (`core.isolation`).
     """
 
     event: Event | Rejected
@@ -144,6 +145,7 @@ class Work:
     traceparent: str | None = None
     claimed_origin: Order | None = None
     passes: int = 0
+    is_alone: bool = False
     parked: list["Work"] = field(default_factory=list)
 
     @property
@@ -332,6 +334,7 @@ class DeadLettered:
     reason: Reason
     detail: str = ""
     stage: str = ""
+    facts: Facts = NO_FACTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,11 @@ class OffsetTracker:
         return next(iter(self._in_flight), self._next)
 
     @property
+    def handed_out(self) -> int:
+        """The offset behind all that the poll task has taken."""
+        return self._next
+
+    @property
     def in_flight(self) -> int:
         """How many offsets are tracked and not settled."""
         return len(self._in_flight)

@@ -3,9 +3,10 @@ One-shot job: send dead letters through the workers again, as far as that can ch
 
 Works from the ledger: what is in the dead-letter topic without a row there is nobody's. A
 letter that a committed row covers is resolved, not sent; one that was replayed too often is
-parked; one that still cannot be read is left as it is. What is sent goes to the topic, the
-partition and the key it came with, and says where it first stood, so that workers rank it
-there: it never overtakes what was stored since and brings nothing deleted back.
+parked, one that killed workers is refused, unless it is forced; one that still cannot be read
+is left as it is. What is sent goes to the topic, the partition and the key it came with, and
+says where it first stood, so that workers rank it there: it never overtakes what was stored
+since and brings nothing deleted back.
 
 A replay is counted before it is sent, and its letter marked after the acknowledgement, each
 only where the row has not changed meanwhile: it may break off anywhere, and be done again.
@@ -25,7 +26,7 @@ from schemas.bounds import Limits, Undecodable
 from schemas.codec import Decoded, decode_record, key_of
 from schemas.dead_letter import Header, Origin, with_origin, with_replays
 from schemas.events import Event, JsonEvent, ScopeDeleted, Tombstone
-from worker.core.letters import Letter, Original, State, covered, origin_of
+from worker.core.letters import Letter, Original, State, covered, objection, origin_of
 from worker.core.model import DocumentKey, Order, Partition, Rank
 from worker.errors import ConfigError, PermanentError
 from worker.ports import Clock, Query, Store
@@ -100,8 +101,8 @@ class ReplayOptions:
     """
     How letters are replayed.
 
-    With `force` also those that were replayed `max_replays` times. `repaired` stands in the
-    place of the value of the one letter there is.
+    With `force` also those that were replayed `max_replays` times, and those that killed
+    workers. `repaired` stands in the place of the value of the one letter there is.
     """
 
     limits: Limits
@@ -165,6 +166,8 @@ class Replay:
                 ends.append(Ended(letter, Fate.BUSY, why))
             elif letter.place in superseded:
                 ends.append(await self._resolve(letter))
+            elif (problem := objection(letter)) and not self._options.force:
+                ends.append(Ended(letter, Fate.REFUSED, problem))
             elif letter.replays >= self._options.max_replays and not self._options.force:
                 ends.append(await self._park(letter))
             else:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from worker.core.model import Partition
 from worker.errors import ConfigError, FencedError
-from worker.ports import Claims
+from worker.ports import Claims, Crashes
 
 OWNER = "operator"
 
@@ -62,7 +62,9 @@ async def plan_skip(
     return Skip(partition, first if done is None else done, to)
 
 
-async def skip(claims: Claims, offsets: GroupOffsets, group: str, planned: Skip) -> None:
+async def skip(
+    claims: Claims, crashes: Crashes, offsets: GroupOffsets, group: str, planned: Skip
+) -> None:
     """
     Give up what was planned, in the table and in Kafka.
 
@@ -80,5 +82,8 @@ async def skip(claims: Claims, offsets: GroupOffsets, group: str, planned: Skip)
             ) from error
     claim = await claims.claim(group, partition, OWNER)
     await claims.begin(claim, planned.end)
+    # Given back at once, or the next owner would take it for a crash.
+    await crashes.begin(claim, OWNER, planned.end)
+    await crashes.end([claim])
     if committed is not None and committed < planned.end:
         await offsets.commit({partition: planned.end})

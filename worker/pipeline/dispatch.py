@@ -1,9 +1,10 @@
 """
 Works in flight: taken from the scheduler, carried to their end, one task each.
 
-Owns the queue and the tasks, and the bound of works in flight. Draining is one code path for
-a revoked partition, a fenced claim and a stopping worker: what waits is released, what is in
-flight may finish until the deadline and is then cancelled.
+Owns the queue and the tasks, and the bound of works in flight. Where one more dead letter would
+be a flood, its partition is held instead (`core.flood`), and its works are released. Draining
+is one code path for a revoked partition, a fenced claim and a stopping worker: what waits is
+released, what is in flight may finish until the deadline and is then cancelled.
 
 Invariant: every work that was added is waiting, in flight or finished, also when a task is
 cancelled or fails, so a drain always ends.
@@ -13,12 +14,14 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from worker.config import QueueOptions
-from worker.core.lifecycle import Lives
+from worker.core.flood import FloodGuard, Flow
+from worker.core.lifecycle import Lives, PartitionLife
 from worker.core.model import Claim, DeadLettered, Outcome, Released, Work
 from worker.core.scheduler import Scheduler
 from worker.errors import FencedError
 from worker.pipeline.ingest import Ingest
 from worker.pipeline.settle import Settle
+from worker.ports import Clock
 from worker.telemetry import Counters
 
 _CANCEL_SECONDS = 2.0
@@ -35,12 +38,14 @@ class Dispatch:
         options: QueueOptions,
         *,
         counters: Counters,
+        clock: Clock,
         spawn: Callable[..., asyncio.Task[None]],
     ) -> None:
         self._ingest = ingest
         self._settle = settle
         self._lives = lives
         self._counters = counters
+        self._clock = clock
         self._spawn = spawn
         self._max_in_flight = options.max_in_flight
         self.scheduler = Scheduler(
@@ -121,9 +126,36 @@ class Dispatch:
         if outcome is None:
             self._counters.requeues += 1
             return self.scheduler.retry
+        life = self._lives.under(work.claim)
+        if isinstance(outcome, DeadLettered) and life is not None and self._floods(life):
+            outcome = Released()
         await self._settle(work, outcome)
+        if life is not None and life.flood is not None:
+            self._count(life, life.flood, work, outcome)
         dead = isinstance(outcome, DeadLettered) and not self._lives.is_ending(work.claim)
         return self.scheduler.refuse if dead else self.scheduler.done
+
+    def _floods(self, life: PartitionLife) -> bool:
+        """Tell whether a dead letter is one too many; its partition is then held."""
+        if life.flood is None or life.flood.admits(self._clock()):
+            return False
+        self._hold(life, life.flood)
+        return True
+
+    def _count(
+        self, life: PartitionLife, flood: FloodGuard, work: Work, outcome: Outcome
+    ) -> None:
+        if not isinstance(outcome, Released | DeadLettered):
+            now = self._clock()
+            for _ in range(1 + len(work.parked)):
+                flood.passed(now)
+        if flood.flow is Flow.HELD:
+            self._hold(life, flood)
+
+    def _hold(self, life: PartitionLife, flood: FloodGuard) -> None:
+        assert life.claim is not None
+        life.hold(flood.problem)
+        self.release(life.claim)
 
     def _fenced(self, work: Work) -> None:
         self._settle.released(work)

@@ -331,7 +331,7 @@ def _request_of(pieces: Sequence[Piece]) -> EmbeddingRequest:
 def _exhausted(error: ProviderUnavailable) -> PermanentError:
     is_answer = isinstance(error, BadOutput)
     reason = Reason.PROVIDER_BAD_OUTPUT if is_answer else Reason.RETRIES_EXHAUSTED
-    return PermanentError(reason, str(error))
+    return PermanentError(reason, str(error), facts=error.facts)
 
 
 def _retrieve(answer: asyncio.Future[Vector]) -> None:

@@ -30,6 +30,7 @@ from worker.core.model import (
 )
 from worker.errors import FencedError, PermanentError, StoreUnavailable, WorkerError
 from worker.pipeline.embed import Embed
+from worker.pipeline.marks import Marks
 from worker.pipeline.prepare import Prepare
 from worker.pipeline.store import Save
 from worker.ports import Verdict
@@ -50,6 +51,7 @@ class Ingest:
         prepare: Prepare,
         embed: Embed,
         save: Save,
+        marks: Marks,
         options: IngestOptions,
         *,
         is_ending: Callable[[Claim], bool],
@@ -58,6 +60,7 @@ class Ingest:
         self._prepare = prepare
         self._embed = embed
         self._save = save
+        self._marks = marks
         self._document_timeout_seconds = options.document_timeout_seconds
         self._outlives_defects = options.internal_error == "dead_letter"
         self._is_ending = is_ending
@@ -88,7 +91,7 @@ class Ingest:
             await asyncio.sleep(0.1 + self._jitter())
             return None
         except PermanentError as error:
-            return DeadLettered(error.reason, str(error), "ingest")
+            return DeadLettered(error.reason, str(error), "ingest", error.facts)
         except WorkerError:
             raise
         except Exception as error:
@@ -134,7 +137,12 @@ class Ingest:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self._document_timeout_seconds)
 
-        return await self._embed(work, change, bought) if change.insert else {}
+        if not change.insert:
+            return {}
+        if not work.is_alone:
+            return await self._embed(work, change, bought)
+        async with self._marks.lifted(work):
+            return await self._embed(work, change, bought)
 
 
 def _outcome(work: Work, change: ChangeSet) -> Outcome:

@@ -4,8 +4,8 @@ Records come in: tracked, decoded, queued.
 Owns the poll loop. Every record of a batch is tracked in the same step in which the batch was
 taken, before anything is awaited, and only this loop says how far a partition is handed out
 (protocol, change 6). Back-pressure: while the queue is full, or the provider is left alone, no
-partition is asked for. A record that cannot be decoded becomes a work as well, so that it is
-counted, bounded and settled like any other.
+partition is asked for. Of a partition with little room (`PartitionLife.room`) one record is
+taken at a time.
 """
 
 import asyncio
@@ -13,16 +13,12 @@ from collections.abc import Callable
 
 import structlog
 
-from schemas.codec import Limits, Undecodable, decode_record, traceparent_of
-from schemas.dead_letter import Origin, parse_origin
-from schemas.events import Event, Tombstone
-from schemas.keys import InvalidKey, decode_key
-from worker.config import IngestOptions
-from worker.core.lifecycle import Lives, PartitionLife, Phase
-from worker.core.model import Order, Partition, Rank, Record, Rejected, Work
+from worker.core.lifecycle import Lives, Phase
+from worker.core.model import Partition
+from worker.pipeline.decode import Decode
 from worker.pipeline.dispatch import Dispatch
+from worker.pipeline.isolation import OneByOne
 from worker.ports import Clock, PolledBatch, Source
-from worker.telemetry import Counters
 
 log = structlog.get_logger(__name__)
 
@@ -34,22 +30,23 @@ class Intake:
         self,
         dispatch: Dispatch,
         lives: Lives,
-        options: IngestOptions,
+        decode: Decode,
+        one_by_one: OneByOne,
         *,
-        counters: Counters,
         clock: Clock,
         progress_seconds: float,
         is_held: Callable[[], bool],
     ) -> None:
         self._dispatch = dispatch
         self._lives = lives
-        self._limits = Limits(max_text_bytes=options.max_text_bytes, nul=options.nul)
-        self._counters = counters
+        self._decode = decode
+        self._one_by_one = one_by_one
         self._clock = clock
         self._progress_seconds = progress_seconds
         self._is_held = is_held
         self._moved_at = clock()
         self.turned_at = clock()
+        self.wanted: list[Partition] = []
 
     def turn(self) -> None:
         """Take note that the poll loop goes on, or waits for a source with good reason."""
@@ -68,11 +65,12 @@ class Intake:
         has_delivered = False
         self._moved_at = self._clock()
         while not stop.is_set() and not self._is_stuck(source):
-            wanted = self._wanted()
             self.turn()
-            batches = await source.poll(wanted)
+            self._one_by_one.turn()
+            self.wanted = self._wanted()
+            batches = await source.poll(self.wanted, self._singly())
             has_delivered = has_delivered or bool(batches)
-            if batches or not wanted:
+            if batches or not self.wanted:
                 self._moved_at = self._clock()
             for batch in batches:
                 self._take(batch)
@@ -84,14 +82,20 @@ class Intake:
         is_held = self._is_held() and self._dispatch.scheduler.documents > 0
         if is_held or not self._dispatch.room.is_set():
             return []
-        return [life.partition for life in self._lives.in_phase(Phase.RUNNING)]
+        return [
+            life.partition
+            for life in self._lives.in_phase(Phase.RUNNING)
+            if life.room != 0 and self._one_by_one.may_poll(life)
+        ]
+
+    def _singly(self) -> set[Partition]:
+        return {life.partition for life in self._lives if life.room is not None}
 
     def _is_stuck(self, source: Source) -> bool:
         if self._clock() - self._moved_at < self._progress_seconds:
             return False
         # Only of what we ask for: a partition that is halted has a lag for good.
-        running = self._lives.in_phase(Phase.RUNNING)
-        lag = sum(source.lag(life.partition) or 0 for life in running)
+        lag = sum(source.lag(partition) or 0 for partition in self._wanted())
         if lag == 0:
             self._moved_at = self._clock()
             return False
@@ -104,45 +108,10 @@ class Intake:
             return
         for record in batch.records:
             life.track(record)
-            self._dispatch.add(self._work(life, record))
+            if life.isolation is None:
+                self._dispatch.add(self._decode(life, record))
         life.advance(batch.next_offset)
-
-    def _work(self, life: PartitionLife, record: Record) -> Work:
-        claim = life.claim
-        assert claim is not None
-        order = Order(*record.position, record.timestamp_ms, claim.incarnation)
-        event: Event | Rejected
-        try:
-            decoded = decode_record(record.key, record.value, record.headers, self._limits)
-        except Undecodable as error:
-            event = Rejected(error.reason, error.detail, _tenant(record))
-            traceparent, claimed = traceparent_of(record.headers), parse_origin(record.headers)
-        else:
-            self._counters.nul_replaced += decoded.nul_replaced
-            event, traceparent, claimed = decoded.event, decoded.traceparent, decoded.origin
-        version = None if isinstance(event, Tombstone | Rejected) else event.version
-        return Work(
-            event=event,
-            record=record,
-            claim=claim,
-            rank=Rank(version, order),
-            size_bytes=record.size_bytes,
-            traceparent=traceparent,
-            claimed_origin=_credible(claimed, order),
-        )
-
-
-def _tenant(record: Record) -> str:
-    """Return whose record it is, as far as its key can be read."""
-    try:
-        return decode_key(record.key or b"").tenant
-    except InvalidKey:
-        return ""
-
-
-def _credible(claimed: Origin | None, own: Order) -> Order | None:
-    """Return the origin a replay claims, where it can be true: same partition, before it."""
-    if claimed is None:
-        return None
-    origin = Order(*claimed)
-    return origin if origin[:2] == own[:2] and own.is_after(origin) else None
+        if life.flood is not None:
+            life.flood.took(len(batch.records))
+        if life.isolation is not None:
+            self._one_by_one.take(batch)

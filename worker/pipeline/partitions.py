@@ -15,12 +15,16 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from schemas.dead_letter import Reason
 from worker.config import KafkaOptions
+from worker.core.isolation import Isolation
 from worker.core.lifecycle import Halt, Lives, PartitionLife, Phase, Start, decide_start
 from worker.core.model import Claim, Partition, Progress
 from worker.errors import FencedError, TransientError
 from worker.pipeline.dispatch import Dispatch
-from worker.ports import Claims, Clock, Source, Spawn
+from worker.pipeline.floods import Floods
+from worker.pipeline.isolation import OneByOne, Skip
+from worker.ports import Claims, Clock, Crashes, Source, Spawn
 from worker.telemetry import Counters
 
 log = structlog.get_logger(__name__)
@@ -40,6 +44,10 @@ class Partitions:
         lives: Lives,
         options: KafkaOptions,
         *,
+        crashes: Crashes,
+        floods: Floods,
+        one_by_one: OneByOne,
+        skip: Skip,
         owner: str,
         counters: Counters,
         clock: Clock,
@@ -50,6 +58,10 @@ class Partitions:
         self._dispatch = dispatch
         self._lives = lives
         self._options = options
+        self._crashes = crashes
+        self._floods = floods
+        self._one_by_one = one_by_one
+        self._skip = skip
         self._owner = owner
         self._counters = counters
         self._clock = clock
@@ -86,6 +98,7 @@ class Partitions:
         try:
             async with asyncio.timeout(_FINAL_COMMIT_SECONDS):
                 await self.commit()
+                await self._crashes.end(claims)
         except (TimeoutError, TransientError) as error:
             log.warning("last commit failed", action="commit_failed", error=str(error))
         for life in lives:
@@ -99,8 +112,12 @@ class Partitions:
             self._halt(life, reason)
 
     def unreadable(self, partition: Partition, offset: int, error: str) -> None:
-        """Halt a partition whose next batch cannot be read; the others go on."""
-        self.failed(partition, f"the batch at offset {offset} cannot be read: {error}")
+        """Give up a batch that cannot be read, and go on behind it."""
+        self._counters.poll_errors += 1
+        life = self._lives.find(partition)
+        if life is not None and life.phase is Phase.RUNNING and self._source is not None:
+            skipping = self._skip(life, self._source, offset, Reason.UNREADABLE_BATCH, error)
+            self._spawn(skipping)
 
     async def _load(self, life: PartitionLife) -> None:
         # A claim once taken is kept while Kafka does not answer. Taken again and again by a
@@ -136,12 +153,16 @@ class Partitions:
         if start.alarm:
             log.error(start.alarm, action="start_alarm", partition=_name(life.partition))
         await self._claims.begin(claim, start.offset)
+        entry = await self._crashes.begin(claim, self._owner, start.offset)
+        flood = await self._floods.guard(life, claim)
         if not life.is_claiming():
             return
-        life.start(claim, start.offset)
+        life.start(claim, start.offset, flood=flood, isolation=Isolation.of(entry))
         self._committed.pop(life.partition, None)
         if not self._source.begin(life.assignment, life.partition, start.offset):
             life.end()
+        elif life.isolation is not None:
+            self._spawn(self._one_by_one.run(life, self._source))
 
     async def _decide(self, source: Source, claim: Claim) -> Start | Halt:
         partition, next_offset = claim.partition, claim.next_offset
@@ -173,6 +194,9 @@ class Partitions:
             await asyncio.sleep(self._options.commit_interval_seconds)
             try:
                 await self.commit()
+                async for life in self._floods.due():
+                    life.phase = Phase.CLAIMING
+                    self._spawn(self._load(life))
             except TransientError as error:
                 log.warning("commit failed", action="commit_failed", error=str(error))
             for life in self._lives.in_phase(Phase.FENCED):
@@ -207,7 +231,7 @@ class Partitions:
         self._counters.commits += 1
 
     def _is_due(self, life: PartitionLife) -> bool:
-        if life.phase not in (Phase.RUNNING, Phase.DRAINING):
+        if life.claim is None or not life.owns(life.claim):
             return False
         offset, at = self._committed.get(life.partition, (None, 0.0))
         return life.progress.next_offset != offset or self._clock() - at > _COMMIT_AGAIN_SECONDS

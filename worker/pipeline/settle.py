@@ -10,6 +10,7 @@ an outage: everything waits, nothing is dropped.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
+from typing import TypeVar
 
 import structlog
 from msgspec import UNSET
@@ -29,10 +30,12 @@ from worker.core.model import (
 )
 from worker.errors import FencedError, TransientError
 from worker.pipeline.batcher import Batcher
-from worker.ports import DeadLetter, DeadLetters, Ledger, Spawn, Verdict
+from worker.ports import DeadLetter, DeadLetters, Ledger, Recorded, Spawn
 from worker.telemetry import Counters, work_fields
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _BATCH_LETTERS = 64
 
@@ -57,7 +60,7 @@ class Settle:
         self._counters = counters
         self._wall_clock = wall_clock
         self._jitter = jitter
-        self._records = Batcher[DeadLetter, Verdict](
+        self._records = Batcher[DeadLetter, Recorded | None](
             ledger.record, spawn=spawn, slots=1, take=_take, apart=True
         )
         self._marks = Batcher[tuple[str, Position], None](
@@ -116,16 +119,16 @@ class Settle:
         return max(0.0, self._wall_clock() - since)
 
     async def _dead_letter(self, letter: DeadLetter) -> None:
-        verdict = await self._until_done(lambda: self._records.submit(letter))
-        if verdict is Verdict.FENCED:
+        recorded = await self._until_done(lambda: self._records.submit(letter))
+        if recorded is None:
             raise FencedError
-        await self._until_done(lambda: self._dead_letters.publish(letter))
+        if recorded.is_published:
+            return  # it was read again after a rewind, or when its partition was held
+        await self._until_done(lambda: self._dead_letters.publish(letter, recorded))
         mark = letter.claim.group, letter.record.position
         await self._until_done(lambda: self._marks.submit(mark))
 
-    async def _until_done(
-        self, call: Callable[[], Awaitable[Verdict | None]]
-    ) -> Verdict | None:
+    async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         delay_seconds = 0.1
         while True:
             try:
@@ -157,6 +160,7 @@ def _letter(work: Work, outcome: DeadLettered) -> DeadLetter:
         reason=outcome.reason,
         stage=outcome.stage,
         detail=outcome.detail,
+        facts=outcome.facts,
         origin=_origin(work),
         tenant=tenant,
         collection=collection,

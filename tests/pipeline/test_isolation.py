@@ -1,0 +1,239 @@
+"""A record of which workers die is found by letting its partition run one record at a time."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from tests.support.universe import GROUP, TOPIC, live, upsert
+from worker.core.isolation import Alone
+from worker.core.model import Partition
+from worker.errors import ProviderUnavailable
+from worker.pipeline import decode, prepare
+
+KILLER = "a text of which the worker dies"
+
+
+class Died(Exception):
+    """The process is gone."""
+
+
+@pytest.fixture
+def dies_of_cutting(monkeypatch):
+    split = prepare.split
+
+    def split_or_die(text, *how):
+        if text == KILLER:
+            raise Died
+        return split(text, *how)
+
+    monkeypatch.setattr(prepare, "split", split_or_die)
+
+
+@pytest.fixture
+def dies_of_decoding(monkeypatch):
+    decode_record = decode.decode_record
+
+    def decode_or_die(key, value, *more):
+        if KILLER.encode() in value:
+            raise Died
+        return decode_record(key, value, *more)
+
+    monkeypatch.setattr(decode, "decode_record", decode_or_die)
+
+
+async def supervise(universe, *, at_most=30) -> int:
+    """Run one worker, and start another whenever it has died, until all is done."""
+    deaths = 0
+    while True:
+        member = universe.start()
+        settled = asyncio.ensure_future(universe.settled())  # noqa: TID251
+        await asyncio.wait({member.task, settled}, return_when=asyncio.FIRST_COMPLETED)
+        if settled.done() and not settled.exception():
+            return deaths
+        settled.cancel()
+        await asyncio.wait({member.task, settled})
+        universe.members.remove(member)
+        assert member.task.exception() is not None
+        deaths += 1
+        assert deaths <= at_most
+
+
+def reasons(universe):
+    return Counter(letter.reason for letter in universe.letters.letters)
+
+
+@pytest.mark.parametrize("at", [0, 1, 40])
+@pytest.mark.parametrize("how", ["dies_of_cutting", "dies_of_decoding"])
+def test_a_killer_is_dead_lettered_by_position_and_nobody_else_is(request, how, at):
+    request.getfixturevalue(how)
+
+    async def story(universe):
+        for number in range(60):
+            text = KILLER if number == at else f"text {number}"
+            universe.publish(upsert(f"d{number}", 1, text), partition=0)
+        deaths = await supervise(universe)
+        assert 4 <= deaths <= 6
+        assert reasons(universe) == {"worker_killer": 1}
+        (letter,) = universe.letters.letters
+        assert letter.record.position.offset == at
+        assert KILLER.encode() in letter.record.value
+        assert letter.tenant == "tenant"
+        for number in range(60):
+            if number != at:
+                assert universe.text(f"d{number}") == f"text {number}"
+
+    live(story, partitions=1)
+
+
+def test_several_killers_in_several_partitions_are_found_one_by_one(dies_of_cutting):
+    async def story(universe):
+        killers = {(0, 3), (0, 4), (1, 0), (2, 25)}
+        for number in range(30):
+            for partition in range(3):
+                is_killer = (partition, number) in killers
+                text = KILLER if is_killer else f"text {partition} {number}"
+                document = upsert(f"d{partition}-{number}", 1, text)
+                universe.publish(document, partition=partition)
+        await supervise(universe)
+        found = {
+            (letter.record.position.partition, letter.record.position.offset)
+            for letter in universe.letters.letters
+        }
+        assert found == killers
+        assert reasons(universe) == {"worker_killer": 4}
+        assert len(universe.database.state.documents) == 90 - 4
+
+    live(story, partitions=3)
+
+
+def test_the_other_partitions_go_on(dies_of_cutting):
+    async def story(universe):
+        universe.publish(upsert("killer", 1, KILLER), partition=0)
+        for number in range(200):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=1)
+        await supervise(universe)
+        offsets = [letter.record.position for letter in universe.letters.letters]
+        assert [tuple(offset) for offset in offsets] == [(TOPIC, 0, 0)]
+        assert len(universe.database.state.documents) == 200
+
+    live(story, partitions=2)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_workers_that_are_killed_in_an_outage_blame_nobody(silent):
+    async def story(universe):
+        is_down = True
+
+        async def script(request):
+            if is_down and silent:
+                await asyncio.sleep(30)
+            if is_down:
+                raise ProviderUnavailable("503", status=503)
+
+        universe.embedder.script = script
+        for number in range(20):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=0)
+        for _ in range(12):
+            member = universe.start(guarded=True)
+            await universe.embedder.in_flight(1)
+            await universe.kill(member)
+        entry = universe.database.state.crashes[GROUP, Partition(TOPIC, 0)]
+        assert entry.unclean_ends >= 2
+        is_down = False
+        universe.start(guarded=True)
+        await universe.settled()
+        assert universe.letters.letters == []
+        assert len(universe.database.state.documents) == 20
+
+    live(story, partitions=1)
+
+
+class Seen(dict):
+    """What was marked at the first of each call."""
+
+    def __init__(self, universe):
+        self.universe = universe
+
+    @property
+    def entry(self):
+        return self.universe.database.state.crashes.get((GROUP, Partition(TOPIC, 0)))
+
+    async def hook(self, call, moment):
+        if moment == "before" and call in {"read", "apply", "collection"}:
+            self.setdefault(call, self.entry.alone)
+
+    async def script(self, request):
+        await asyncio.sleep(1)
+        self["embed"] = self.entry.alone
+
+    async def begun_by(self, owner):
+        while self.entry is None or self.entry.owner != owner:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+def test_the_mark_stands_while_the_worker_is_busy_and_not_while_it_waits():
+    async def story(universe):
+        universe.publish(upsert("a", 1, "text"), partition=0)
+        seen = Seen(universe)
+        for number in range(2):
+            member = universe.start()
+            await seen.begun_by(f"worker-{number}")
+            await universe.kill(member)
+        universe.hook, universe.embedder.script = seen.hook, seen.script
+        universe.start()
+        await universe.settled()
+        busy = Alone(0, fetching=False)
+        assert seen == {"collection": busy, "read": busy, "embed": None, "apply": busy}
+        assert seen.entry.alone is None
+
+    live(story, partitions=1)
+
+
+def test_a_suspect_waits_until_nothing_else_is_in_flight(dies_of_cutting):
+    async def story(universe):
+        company = []
+
+        async def hook(call, moment):
+            if (call, moment) == ("mark", "committed"):
+                entry = universe.database.state.crashes[GROUP, Partition(TOPIC, 0)]
+                if entry.suspect and entry.alone == entry.suspect.alone:
+                    company.append(universe.members[-1].worker.dispatch.scheduler.documents)
+
+        async def script(request):
+            await asyncio.sleep(0.5)
+
+        universe.embedder.script, universe.hook = script, hook
+        universe.publish(upsert("killer", 1, KILLER), partition=0)
+        for number in range(40):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=1)
+        await supervise(universe)
+        assert company == [0]
+
+    live(story, partitions=2)
+
+
+def test_behind_a_killer_the_partition_runs_freely_again(dies_of_cutting):
+    async def story(universe):
+        universe.publish(upsert("killer", 1, KILLER), partition=0)
+        for number in range(300):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=0)
+        await supervise(universe)
+        (life,) = universe.members[0].worker.lives
+        assert life.isolation is None
+        assert reasons(universe) == {"worker_killer": 1}
+
+    live(story, partitions=1)
+
+
+def test_a_partition_that_is_given_back_in_order_has_no_unclean_end():
+    async def story(universe):
+        universe.publish(upsert("a", 1, "text"), partition=0)
+        for _ in range(4):
+            member = universe.start()
+            await universe.settled()
+            await universe.stop(member)
+        entry = universe.database.state.crashes[GROUP, Partition(TOPIC, 0)]
+        assert (entry.ended, entry.unclean_ends) == (True, 0)
+
+    live(story, partitions=1)
