@@ -82,11 +82,7 @@ class Assignments(Protocol):
         """Take note that a partition cannot be polled; it is paused, the others go on."""
 
     def unreadable(self, partition: Partition, offset: int, error: str) -> None:
-        """
-        Take note that the batch at this offset cannot be read; it is paused until `begin`.
-
-        All below the offset came out of earlier polls; the batch may begin below it.
-        """
+        """Take note that the batch at `offset` is unreadable: paused; all below was polled."""
 
 
 class Source(Protocol):
@@ -127,8 +123,6 @@ class Source(Protocol):
     async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
         """
         Return the span of the batch at this offset, or of the first one behind it, if any.
-
-        From its raw header: nothing is unpacked, no checksum is checked.
 
         Raises:
             BrokerUnavailable: also where that is no header of message format v2.

@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 
 from tests.support.universe import GROUP, TOPIC, live, upsert
+from worker.adapters.memory_broker import Log, Unreadable
 from worker.core.isolation import Alone
 from worker.core.model import Partition
-from worker.errors import ProviderUnavailable
+from worker.errors import BrokerUnavailable, ProviderUnavailable
 from worker.pipeline import decode, prepare
 
 KILLER = "a text of which the worker dies"
@@ -235,5 +236,82 @@ def test_a_partition_that_is_given_back_in_order_has_no_unclean_end():
             await universe.stop(member)
         entry = universe.database.state.crashes[GROUP, Partition(TOPIC, 0)]
         assert (entry.ended, entry.unclean_ends) == (True, 0)
+
+    live(story, partitions=1)
+
+
+@pytest.fixture
+def dies_of_fetching(monkeypatch):
+    read = Log.read
+
+    def read_or_die(log, offset, limit):
+        try:
+            return read(log, offset, limit)
+        except Unreadable:
+            raise Died from None
+
+    monkeypatch.setattr(Log, "read", read_or_die)
+
+
+@pytest.mark.parametrize("batch", [range(3), range(1, 2), range(40, 44)])
+def test_a_batch_that_kills_when_it_is_fetched_is_skipped_by_its_header(
+    dies_of_fetching, batch
+):
+    async def story(universe):
+        for number in range(60):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=0)
+        universe.broker.log(Partition(TOPIC, 0)).spoil(batch.start, batch.stop - 1)
+        deaths = await supervise(universe)
+        assert 4 <= deaths <= 6
+        (letter,) = universe.letters.letters
+        assert (letter.reason, letter.record.position.offset) == ("worker_killer", batch.start)
+        assert (letter.record.key, letter.record.value) == (None, None)
+        assert f"offsets {batch.start} to {batch.stop - 1}: " in letter.detail
+        stored = {key.id for key in universe.database.state.documents}
+        assert stored == {f"d{number}" for number in range(60) if number not in batch}
+
+    live(story, partitions=1)
+
+
+@pytest.mark.parametrize("batch", [range(3), range(1, 2), range(40, 44), range(57, 60)])
+def test_a_batch_that_cannot_be_read_is_a_pointer_and_what_stands_behind_it_is_stored(batch):
+    async def story(universe):
+        for number in range(60):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=0)
+        universe.broker.log(Partition(TOPIC, 0)).spoil(batch.start, batch.stop - 1)
+        universe.start()
+        await universe.settled()
+        (letter,) = universe.letters.letters
+        position = letter.record.position
+        assert (letter.reason, position.offset) == ("unreadable_batch", batch.start)
+        assert f"offsets {batch.start} to {batch.stop - 1}: a batch of " in letter.detail
+        assert len(universe.database.state.documents) == 60 - len(batch)
+
+    live(story, partitions=1)
+
+
+def test_an_unreadable_batch_in_an_isolated_partition_is_skipped_as_well(dies_of_cutting):
+    async def story(universe):
+        for number in range(30):
+            text = KILLER if number == 20 else f"text {number}"
+            universe.publish(upsert(f"d{number}", 1, text), partition=0)
+        universe.broker.log(Partition(TOPIC, 0)).spoil(22, 24)
+        await supervise(universe)
+        assert reasons(universe) == {"worker_killer": 1, "unreadable_batch": 1}
+        assert len(universe.database.state.documents) == 30 - 4
+
+    live(story, partitions=1)
+
+
+def test_what_stands_behind_an_unreadable_batch_waits_for_the_brokers_answer():
+    async def story(universe):
+        for number in range(10):
+            universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=0)
+        universe.broker.log(Partition(TOPIC, 0)).spoil(4, 5)
+        universe.broker.fail("batch", *[BrokerUnavailable()] * 5)
+        universe.start()
+        await universe.settled()
+        assert reasons(universe) == {"unreadable_batch": 1}
+        assert len(universe.database.state.documents) == 8
 
     live(story, partitions=1)

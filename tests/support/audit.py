@@ -7,7 +7,7 @@ name at the first commit, of the database or of the group, after which a promise
 
 from schemas.codec import Limits, Undecodable, decode_record
 from schemas.events import DocumentUpserted, ScopeDeleted, Tombstone
-from worker.core.model import DocumentKey, Order
+from worker.core.model import DocumentKey, Order, Partition
 
 
 class Broken(AssertionError):
@@ -82,11 +82,16 @@ class Audit:
         return self.is_dead_letter(record) or self.is_carried(record)
 
     def is_dead_letter(self, record) -> bool:
+        """Also by a letter that points at its batch, where that cannot be read."""
+        topic, number, offset = record.position
+        log = self.universe.broker.log(Partition(topic, number))
+        batches = [batch for batch in log.broken if offset in batch] or [
+            range(offset, offset + 1)
+        ]
         return any(
             row.state != "pending"
             for key, row in self.universe.database.state.letters.items()
-            if (key.partition, key.offset)
-            == ((record.position.topic, record.position.partition), record.position.offset)
+            if key.partition == (topic, number) and key.offset in batches[0]
         )
 
     def is_carried(self, record) -> bool:

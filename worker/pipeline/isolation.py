@@ -139,7 +139,8 @@ class OneByOne:
     async def _fetch(self, life: PartitionLife, claim: Claim, here: Alone) -> Record | None:
         await self._begin(life, claim, here)
         self._polled = life
-        await _until(lambda: not _runs(life, claim) or self._polled is None)
+        # It also moves where its batch cannot be read, and is skipped.
+        await _until(lambda: not _runs(life, claim) or life.handed_out != here.offset)
         return self._record
 
     async def _work(self, life: PartitionLife, claim: Claim, record: Record) -> None:
