@@ -6,7 +6,7 @@ Every call may raise the `TransientError` of its technology: the outcome of a wr
 unknown, and the caller repeats it, which changes nothing. All times are seconds.
 """
 
-from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from collections.abc import Collection as Several
 from dataclasses import dataclass
 from enum import Enum
@@ -59,12 +59,7 @@ class PolledBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchSpan:
-    """
-    What the header of a record batch says, without unpacking it.
-
-    `last` may be a record that compaction has removed. `size_bytes` is what the batch takes in
-    the log, `codec` a name or "codec 7", `timestamp_ms` the largest of its records.
-    """
+    """What the header of a record batch says; `timestamp_ms` is the largest."""
 
     first: int
     last: int
@@ -87,12 +82,7 @@ class Assignments(Protocol):
         """Take note that a partition cannot be polled; it is paused, the others go on."""
 
     def unreadable(self, partition: Partition, offset: int, error: str) -> None:
-        """
-        Take note that the batch at this offset cannot be read, also after several tries.
-
-        Everything below the offset has been returned by earlier polls; the batch may begin
-        below it. The partition is paused until `Source.begin`.
-        """
+        """Take note that the batch at `offset` is unreadable: paused; all below was polled."""
 
 
 class Source(Protocol):
@@ -107,15 +97,14 @@ class Source(Protocol):
         """Join the group; returns when joined or when the broker is known to be reachable."""
 
     async def poll(
-        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+        self, wanted: Sequence[Partition], singly: Several[Partition] = frozenset()
     ) -> list[PolledBatch]:
         """
         Return what has arrived for these partitions, in fair order, waiting a short while.
 
-        Partitions in `singly` hand out at most one record a poll, and no other batch than that
-        of the record is unpacked for it. With nothing wanted it only keeps the membership
-        alive. Nothing is awaited between taking the records from the client and returning
-        them: the caller tracks them at once.
+        Of partitions in `singly` at most one record, and no batch behind its own is unpacked.
+        With nothing wanted it only keeps the membership alive. Nothing is awaited between
+        taking the records from the client and returning them: the caller tracks them at once.
 
         Raises:
             BrokerUnavailable: this member will never deliver again; one that is merely away is
@@ -129,20 +118,14 @@ class Source(Protocol):
         """Return the first offset that is still there and the end (last stable offset)."""
 
     async def landmark(self, partition: Partition, offset: int) -> Landmark | None:
-        """
-        Return the landmark of the record at exactly this offset.
-
-        None where it is gone, or its batch cannot be read any more.
-        """
+        """Return the landmark of the record at this offset, None: gone, or not readable."""
 
     async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
         """
-        Return the span of the batch that holds this offset, or of the first one behind it.
-
-        None where there is none (yet). Nothing is unpacked, no checksum is checked.
+        Return the span of the batch at this offset, or of the first one behind it, if any.
 
         Raises:
-            BrokerUnavailable: also where the log holds no header of message format v2.
+            BrokerUnavailable: also where that is no header of message format v2.
         """
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:

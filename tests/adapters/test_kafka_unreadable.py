@@ -20,7 +20,7 @@ from tests.support.kafka_batches import (
 from tests.support.kafka_facts import PATIENCE_SECONDS, records_of, values_of
 from tests.support.kafka_own import quick_options, run_own_kafka, usable
 from tests.support.kafka_worlds import KafkaWorld
-from worker.adapters import kafka_internals
+from worker.adapters import kafka_flow, kafka_internals
 from worker.errors import BrokerUnavailable
 from worker.ports import BatchSpan
 
@@ -211,6 +211,7 @@ async def test_what_is_broken_on_the_way_is_fetched_again(world, monkeypatch, ch
     assert values_of(await member.take_records(3)) == [b"0", b"1", b"2"]
     assert member.unreadables == []
     assert broken.changes == []
+    assert member.source._flow._troubles == {}  # no more one by one
 
 
 @pytest.mark.parametrize("change", [last_bit, cut])
@@ -249,6 +250,37 @@ async def test_what_rests_is_forgotten_where_polling_begins_elsewhere(world, mon
     assert member.source.begin(1, world.partition(), 1)
     assert values_of(await member.take_records(1)) == [b"1"]
     assert member.unreadables == []
+
+
+async def test_what_rests_while_it_is_paused_stays_paused(world, monkeypatch):
+    monkeypatch.setattr(kafka_flow, "_AGAIN_SECONDS", (0.05, 0.1))
+    await world.send(batch_of([b"0"]))
+    broken = OnTheWay(monkeypatch, last_bit)
+    member = await world.join(begin_at=0)
+    place = world.partition()
+    await member.take(lambda _: place not in member.source._flow._flowing)
+    assert broken.changes == []
+    member.source.pause(place)
+    for _ in range(10):  # of 0.05 s at least
+        assert await member.source.poll([place]) == []
+    assert member.source.begin(1, place, 0)
+    assert values_of(await member.take_records(1)) == [b"0"]
+
+
+async def test_what_rests_while_the_group_rebalances_waits_for_begin(world, monkeypatch):
+    for number in range(2):
+        await world.send(batch_of([b"0"]), number)
+    first = await world.join(begin_at=0)
+    OnTheWay(monkeypatch, last_bit, last_bit)
+    first.begin_at = None
+    await first.take(lambda _: len(first.source._flow._troubles) == 2)
+    await world.join()
+    await first.until(lambda one: one.number == 2)
+    (mine,) = first.partitions
+    for _ in range(10):
+        assert await first.source.poll([mine]) == []
+    assert first.source.begin(2, mine, 0)
+    assert values_of(await first.take_records(1, [mine])) == [b"0"]
 
 
 def forget_peak():

@@ -14,7 +14,7 @@ the trouble is behind: what is before the batch is handed out, and the offset is
 import asyncio
 import contextlib
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -109,7 +109,7 @@ class Flow:
         return max(0, end - self._handed_out[partition])
 
     async def poll(
-        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+        self, wanted: Sequence[Partition], singly: Collection[Partition] = frozenset()
     ) -> list[PolledBatch]:
         """
         Return what has arrived for these partitions, waiting a short while for it.
@@ -128,7 +128,7 @@ class Flow:
         return await self._round(wanted, singly)
 
     async def _round(
-        self, wanted: Sequence[Partition], singly: Container[Partition]
+        self, wanted: Sequence[Partition], singly: Collection[Partition]
     ) -> list[PolledBatch]:
         flowing = [partition for partition in wanted if partition in self._flowing]
         if flowing:

@@ -9,7 +9,7 @@ anew. Nothing is polled between `revoked` and `begin`. Never resets an offset.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -88,7 +88,7 @@ class KafkaSource:
                 raise
 
     async def poll(
-        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+        self, wanted: Sequence[Partition], singly: Collection[Partition] = frozenset()
     ) -> list[PolledBatch]:
         """
         Return what has arrived for these partitions, in fair order; one record of some.

@@ -8,7 +8,7 @@ returned in the same step; nothing is polled before `begin`.
 
 import asyncio
 import contextlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from worker.adapters.dead_letter_headers import headers_of
 from worker.adapters.memory_broker import Group, MemoryBroker, Unreadable
@@ -66,7 +66,7 @@ class MemorySource:
             raise
 
     async def poll(
-        self, wanted: Sequence[Partition], singly: Container[Partition] = frozenset()
+        self, wanted: Sequence[Partition], singly: Collection[Partition] = frozenset()
     ) -> list[PolledBatch]:
         """Return what has arrived, in fair order, waiting for the next change at most."""
         await asyncio.sleep(0)
@@ -214,7 +214,7 @@ class MemorySource:
             self._broker.changes.announce()
 
     def _take(
-        self, wanted: Sequence[Partition], singly: Container[Partition]
+        self, wanted: Sequence[Partition], singly: Collection[Partition]
     ) -> list[PolledBatch]:
         if self._broker.down or not self._holds or self._knows_expulsion:
             return []
