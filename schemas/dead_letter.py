@@ -135,13 +135,13 @@ class Reason(StrEnum):
     )
     UNREADABLE_BATCH = (
         "unreadable_batch",
-        "The batch that holds the record cannot be read: broken, or packed by an unknown codec.",
+        "The batch that holds the record cannot be read: broken, or of an unknown codec.",
         "Publish the documents of the offsets in the detail again; discard the letter.",
     )
     WORKER_KILLER = (
         "worker_killer",
         "The worker died whenever it was alone with this record, or with fetching its batch.",
-        "Report it with the record; publish the document in another form, or replay it with --force.",
+        "Report it with the record; publish the document otherwise, or replay it with --force.",
     )
     INTERNAL_ERROR = (
         "internal_error",

@@ -125,6 +125,7 @@ def assemble(
         settings.ingest,
         counters=counters,
         clock=around.clock,
+        wall_clock=around.wall_clock,
         progress_seconds=settings.telemetry.progress_seconds,
         is_held=around.is_held,
     )

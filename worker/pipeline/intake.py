@@ -20,6 +20,7 @@ from schemas.keys import InvalidKey, decode_key
 from worker.config import IngestOptions
 from worker.core.lifecycle import Lives, PartitionLife, Phase
 from worker.core.model import Order, Partition, Rank, Record, Rejected, Work
+from worker.core.versions import refuse_future
 from worker.pipeline.dispatch import Dispatch
 from worker.ports import Clock, PolledBatch, Source
 from worker.telemetry import Counters
@@ -38,12 +39,15 @@ class Intake:
         *,
         counters: Counters,
         clock: Clock,
+        wall_clock: Callable[[], float],
         progress_seconds: float,
         is_held: Callable[[], bool],
     ) -> None:
         self._dispatch = dispatch
         self._lives = lives
         self._limits = Limits(max_text_bytes=options.max_text_bytes, nul=options.nul)
+        self._version_clock = options.version_clock
+        self._wall_clock = wall_clock
         self._counters = counters
         self._clock = clock
         self._progress_seconds = progress_seconds
@@ -114,6 +118,7 @@ class Intake:
         event: Event | Rejected
         try:
             decoded = decode_record(record.key, record.value, record.headers, self._limits)
+            refuse_future(decoded.event, self._version_clock, self._wall_clock())
         except Undecodable as error:
             event = Rejected(error.reason, error.detail, _tenant(record))
             traceparent, claimed = traceparent_of(record.headers), parse_origin(record.headers)
