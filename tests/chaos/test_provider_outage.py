@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "EMBEDFLEET_KAFKA_MAX_POLL_INTERVAL_SECONDS": "20",
     "EMBEDFLEET_INGEST_DOCUMENT_TIMEOUT_SECONDS": "5",
     "EMBEDFLEET_EMBEDDING_TIMEOUT_SECONDS": "3",
+    # Many requests, so that the rate of them says something.
+    "EMBEDFLEET_EMBEDDING_MAX_INPUTS": "4",
     "OTEL_SDK_DISABLED": "false",
 }
 
@@ -60,10 +62,19 @@ class Watch:
         return sum(texts) / seconds
 
     def recovery_seconds(self, worker: str, since: float, rate: float) -> float:
-        """From the first good probe until the rate of before the outage is reached again."""
-        after = [at for at, who, _ in self.answered if who == worker and at >= since]
-        full = (at for at in after if self.rate(worker, at, WINDOW_SECONDS) >= SHARE * rate)
-        return next(full) - after[0]
+        """
+        From the first good probe until the rate of before the outage is reached again.
+
+        The probe itself does not count: it is one request, of however many texts.
+        """
+        probe, *after = [at for at, who, _ in self.answered if who == worker and at >= since]
+        (texts,) = [number for at, who, number in self.answered if (at, who) == (probe, worker)]
+        full = (
+            at
+            for at in after
+            if self.rate(worker, at, WINDOW_SECONDS) - texts / WINDOW_SECONDS >= SHARE * rate
+        )
+        return next(full) - probe
 
 
 class Refused:
