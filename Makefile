@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage format schemas lock clean
+.PHONY: help demo test lint coverage chaos bench format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +39,12 @@ format: .venv/installed  ## Format the code and sort its imports.
 coverage: .venv/installed  ## Run the tests and show which lines they reach.
 	$(PYTHON) -m coverage run -m pytest
 	$(PYTHON) -m coverage report --skip-covered --sort=cover
+
+chaos: .venv/installed  ## Hurt fleets of processes for minutes, and print what they bore.
+	$(PYTHON) -m pytest -m chaos tests/chaos
+
+bench: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
+	$(PYTHON) -m tests.bench.failure_policy
 
 schemas: .venv/installed  ## Write the generated JSON Schema, AsyncAPI and README tables anew.
 	$(PYTHON) -m tests.support.generate

@@ -65,11 +65,24 @@ def test_it_ends_with_books_that_balance_and_leaves_nothing_behind(folder):
     assert events > 1000
     for reason in ("undecodable", "missing_key", "unknown_type", "key_mismatch"):
         assert f"dead letter: {reason}" in output
+    assert_one_is_explained_repaired_and_found(output)
     assert float(re.search(r"exact search: ([\d.]+)%", output)[1]) >= 95
     assert gone(folder)
 
 
-@pytest.mark.parametrize("stage", ["Starting", "Publishing"])
+def assert_one_is_explained_repaired_and_found(output):
+    listed = output[output.index("The malformed records") :]
+    place = re.search(r"undecodable\s*│\s*(\S+/\d+/\d+)", listed)[1]
+    assert f"{place}: undecodable, in decode" in listed
+    assert "What happened: The value is no JSON" in listed
+    assert "What to do:    Repair the publisher" in listed
+    assert f"{place}: replayed" in listed
+    assert "the ledger says that it is resolved" in listed
+    assert re.search(r"1\. 0\.\d+ lighthouse  Every four hours", listed)
+    assert re.search(r"repaired and replayed\s*│\s*1 │", listed)
+
+
+@pytest.mark.parametrize("stage", ["Starting", "Publishing", "The malformed"])
 def test_an_interrupt_ends_everything(folder, stage):
     process = start(folder)
     for line in process.stdout:

@@ -65,8 +65,16 @@ def test_the_limit_grows_by_one_a_round_trip_in_which_it_was_reached():
     limit = at(10)
     for answers in range(10):
         assert limit.value == 10, answers
-        limit.answered(filled(limit)[0])
+        limit.answered(filled(limit)[0], NOW)
     assert limit.value == 11
+
+
+def test_however_short_a_round_trip_is_it_grows_by_one_a_second():
+    limit = at(10)
+    for milliseconds in range(0, 3_000, 20):
+        for begun in filled(limit):
+            limit.answered(begun, NOW + milliseconds / 1_000)
+    assert limit.value == 13
 
 
 def test_a_limit_that_is_not_reached_does_not_grow():
@@ -74,15 +82,15 @@ def test_a_limit_that_is_not_reached_does_not_grow():
     for _ in range(1_000):
         rounds = [limit.begin() for _ in range(9)]
         for begun in rounds:
-            limit.answered(begun)
+            limit.answered(begun, NOW)
     assert limit.value == 10
 
 
 def test_the_limit_never_grows_above_the_most():
     limit = AdaptiveLimit(2)
-    for _ in range(10):
+    for seconds in range(10):
         for begun in filled(limit):
-            limit.answered(begun)
+            limit.answered(begun, NOW + seconds)
     assert limit.value == 2
 
 
@@ -91,7 +99,7 @@ def test_answers_of_calls_from_before_the_throttle_let_nothing_grow():
     first, *rest = filled(limit)
     limit.throttled(first)
     for begun in rest:
-        limit.answered(begun)
+        limit.answered(begun, NOW)
     assert limit.value == 9
 
 
@@ -99,12 +107,12 @@ def test_nor_do_they_once_the_lower_limit_is_reached():
     limit = AdaptiveLimit(10)
     first, second, *rest = filled(limit)
     limit.throttled(first)
-    limit.answered(second)
+    limit.answered(second, NOW)
     new = limit.begin()
     assert not limit.has_room
     for begun in rest:
-        limit.answered(begun)
-    limit.answered(new)
+        limit.answered(begun, NOW)
+    limit.answered(new, NOW)
     assert limit.value == 9
 
 
@@ -120,7 +128,7 @@ def test_a_lower_limit_lets_the_calls_under_way_end_first():
     first, *rest = filled(limit)
     limit.throttled(first)
     assert not limit.has_room
-    limit.answered(rest[0])
+    limit.answered(rest[0], NOW)
     assert limit.has_room
 
 
@@ -141,18 +149,45 @@ def test_throttles_from_before_the_resumption_do_not_lower_it():
 
 @pytest.mark.parametrize("capacity", [5, 20, 40])
 def test_against_a_provider_of_some_capacity_few_calls_are_throttled(capacity):
-    """2 % (2 of 3 dozens for a small one): 0.9 and one a round trip."""
+    """2 % (2 of 3 dozens for a small one): 0.9 and one a round trip of a second."""
     limit = AdaptiveLimit(50)
     calls = throttled = 0
     for round_trip in range(2_000):
         rounds = filled(limit)
         for place, begun in enumerate(rounds):
-            (limit.answered if place < capacity else limit.throttled)(begun)
+            if place < capacity:
+                limit.answered(begun, NOW + round_trip)
+            else:
+                limit.throttled(begun)
         if round_trip > 50:
             calls += len(rounds)
             throttled += max(0, len(rounds) - capacity)
             assert capacity * 0.8 - 1 <= limit.value <= capacity + 1
     assert throttled / calls <= max(0.02, 0.5 / capacity)
+
+
+@pytest.mark.parametrize("round_trip_seconds", [0.02, 0.05, 0.2])
+def test_against_a_quota_that_is_saved_for_a_second_few_calls_are_throttled(round_trip_seconds):
+    """200 a second; who is throttled waits for `Retry-After: 1`, and the quota is back."""
+    limit, rate = AdaptiveLimit(50), 200
+    now, saved, calls, throttled = NOW, rate, 0, 0
+    while now < NOW + 120:
+        rounds = filled(limit)
+        now += round_trip_seconds
+        saved = min(rate, saved + rate * round_trip_seconds)
+        within = min(len(rounds), int(saved))
+        saved -= within
+        for begun in rounds[:within]:
+            limit.answered(begun, now)
+        for begun in rounds[within:]:
+            limit.throttled(begun)
+        if within < len(rounds):
+            now, saved = now + 1, rate
+        if now > NOW + 30:
+            calls += len(rounds)
+            throttled += len(rounds) - within
+    assert calls > 80 * rate
+    assert throttled / calls <= 0.02
 
 
 class LimitMachine(RuleBasedStateMachine):
@@ -163,6 +198,7 @@ class LimitMachine(RuleBasedStateMachine):
         self.limit = AdaptiveLimit(12)
         self.in_flight: list[tuple[int, int]] = []
         self.changes = 0
+        self.now = NOW
 
     @precondition(lambda self: self.limit.has_room)
     @rule()
@@ -176,7 +212,11 @@ class LimitMachine(RuleBasedStateMachine):
         call = data.draw(st.sampled_from(self.in_flight))
         self.in_flight.remove(call)
         begun, changes = call
-        getattr(self.limit, how)(begun)
+        if how == "answered":
+            self.now += 1
+            self.limit.answered(begun, self.now)
+        else:
+            getattr(self.limit, how)(begun)
         grown = self.limit.value - before
         lowered = before - max(1, before * 9 // 10)
         match how:

@@ -1,11 +1,11 @@
-"""A record of which real worker processes die is found and dead-lettered; nothing else is."""
+"""Records of which worker processes die, and batches that cannot be read: rows 20 and 24."""
 
 import pytest
 from aiokafka import TopicPartition
 
 from tests.support import dying_worker
 from tests.support.fleet import QUICK_TIMERS, upsert
-from tests.support.kafka_batches import bomb, send
+from tests.support.kafka_batches import bomb, send, with_bytes_behind
 
 pytestmark = pytest.mark.real
 
@@ -55,3 +55,24 @@ async def test_a_decompression_bomb_is_skipped_by_its_header_under_a_limit_of_me
     assert letter.position == (fleet.topic, 0, offset)
     assert f"offsets {offset} to {offset}: a batch of 1 records" in letter.envelope["detail"]
     assert len(await fleet.stored()) == 60
+
+
+async def test_a_batch_that_cannot_be_read_is_a_pointer_and_what_stands_behind_it_passes(
+    make_fleet,
+):
+    fleet = await make_fleet(partitions=1)
+    await fleet.publish([upsert("before", 1, "before")])
+    place = TopicPartition(fleet.topic, 0)
+    broken = with_bytes_behind([upsert(f"lost {number}", 1, "x")[1] for number in range(3)])
+    first = await send(fleet.kafka.bootstrap_servers, place, broken)
+    await fleet.publish([upsert("behind", 1, "behind")])
+    worker = await fleet.start()
+    await fleet.settled()
+    (letter,) = await fleet.letters()
+    assert (letter.reason, letter.position) == ("unreadable_batch", (fleet.topic, 0, first))
+    assert (letter.key, letter.value) == (None, None)
+    assert letter.envelope["detail"].startswith(
+        f"offsets {first} to {first + 2}: a batch of 3 records, "
+    )
+    assert await fleet.stored() == {"before": "before", "behind": "behind"}
+    assert await fleet.stop(worker) == 0

@@ -295,3 +295,24 @@ def test_whatever_the_order_of_callbacks_the_table_is_the_log(seed):
         }
 
     live(story, seed=seed)
+
+
+def test_a_version_that_is_a_time_to_come_blocks_no_later_change_and_passes_once_it_has_come():
+    async def story(universe):
+        now = int(asyncio.get_running_loop().time())
+        universe.start()
+        ahead = universe.publish(upsert("a", now + 1_000, "ahead"), partition=0)
+        universe.publish(delete("a", now + 2_000), partition=0)
+        universe.publish(upsert("a", now + 200, "now"), partition=0)
+        await universe.settled()
+        assert universe.text("a") == "now"
+        letters = {one.record.position.offset: one for one in universe.letters.letters}
+        assert [one.reason for one in letters.values()] == [Reason.VERSION_IN_FUTURE] * 2
+        assert universe.embedder.embedded["ahead"] == 0
+        await asyncio.sleep(800)
+        record = letters[ahead].record
+        universe.broker.append(TOPIC, 0, key=record.key, value=record.value)
+        await universe.settled()
+        assert universe.text("a") == "ahead"
+
+    live(story, settings=with_options(ingest={"version_clock": "seconds"}))

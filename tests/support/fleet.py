@@ -172,14 +172,16 @@ class Fleet:
             server_settings={"search_path": f"{self.database.schema}, public"},
         )
 
-    async def create_collection(self, name: str, dimensions: int = DIMENSIONS) -> None:
+    async def create_collection(
+        self, name: str, dimensions: int = DIMENSIONS, storage: str = "vector"
+    ) -> None:
         pool = await Database.open(self.database)
         collection = Collection(
             id=0,
             name=name,
             model="test-model",
             dimensions=dimensions,
-            storage="vector",
+            storage=storage,
             metric="cosine",
             chunking=ChunkingOptions("text", 400),
         )

@@ -37,9 +37,9 @@ class LimitedEmbedder:
         end: Callable[[int], None] = self._limit.ended
         try:
             vectors = await self._embedder.embed(request)
-            end = self._limit.answered
+            end = self._answered
         except RejectedInput:
-            end = self._limit.answered
+            end = self._answered
             raise
         except RateLimited as error:
             end = self._limit.throttled
@@ -54,6 +54,9 @@ class LimitedEmbedder:
     async def close(self) -> None:
         """Close the embedder behind it."""
         await self._embedder.close()
+
+    def _answered(self, begun: int) -> None:
+        self._limit.answered(begun, self._clock())
 
     async def _begin(self, tokens: int) -> int:
         async with self._turn:

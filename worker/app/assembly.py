@@ -123,7 +123,7 @@ def assemble(
         clock=around.clock,
         spawn=tasks.spawn,
     )
-    decode = Decode(settings.ingest, counters)
+    decode = Decode(settings.ingest, counters, wall_clock=around.wall_clock)
     skip = Skip(dispatch, decode)
     one_by_one = OneByOne(marks, dispatch, decode, skip)
     partitions = Partitions(

@@ -3,7 +3,8 @@ The command `demo`: the whole product on one machine, with nothing set up, and t
 
 Starts real Kafka, real PostgreSQL with pgvector and a real embedding model as child processes
 and three ordinary workers; publishes the documentation of Python's standard library, changes
-it, searches it, and books the fate of every event. Ends everything it started.
+it, searches it, mends a dead letter, and books the fate of every event. Ends everything it
+started.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ import aiohttp
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_search import Search
 from worker.app import jobs
+from worker.app.demo_letters import Explain, work_letters
 from worker.app.demo_screen import Screen
 from worker.config import DatabaseOptions, EmbeddingOptions, KafkaOptions, Settings
 from worker.core.model import ChunkingOptions, Collection, Vector
@@ -56,8 +58,12 @@ class DemoOptions:
     kafka: str | None = None
 
 
-async def demo(options: DemoOptions) -> int:
-    """Run the demonstration; returns 0 where the books balance and the search is exact."""
+async def demo(options: DemoOptions, explain: Explain) -> int:
+    """
+    Run the demonstration; `explain` tells a dead letter in words.
+
+    Returns 0 where the books balance, the search is exact and the mended letter arrives.
+    """
     screen = Screen()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="embedfleet-demo-") as temporary:
@@ -66,7 +72,7 @@ async def demo(options: DemoOptions) -> int:
         )
         try:
             async with _Demo(screen, servers).prepared() as story:
-                code = await story.tell()
+                code = await story.tell(explain)
                 if options.keep_running:
                     await story.stay()
             return code
@@ -110,14 +116,15 @@ class _Demo:
         finally:
             await self._sql.close()
 
-    async def tell(self) -> int:
+    async def tell(self, explain: Explain) -> int:
         """Tell the story from the first document to the ledger."""
         first = await self._publish_all()
         changed = await self._change()
         self._screen.costs([first, *changed])
         is_exact = await self._ask()
+        arrives = await work_letters(self._screen, self.settings, explain, self._one_more)
         balances = await self._balance()
-        return 0 if is_exact and balances else 1
+        return 0 if is_exact and arrives and balances else 1
 
     async def stay(self) -> None:
         """Leave everything up until Ctrl-C."""
@@ -193,6 +200,11 @@ class _Demo:
                 kafka.bootstrap_servers, kafka.topics[0], batch, acknowledged
             )
             await _both(sending, watch())
+
+    async def _one_more(self) -> None:
+        """Wait for a record that somebody else has published."""
+        self._published += 1
+        await self._settled()
 
     async def _settled(self) -> None:
         while await self._done() < self._published:  # noqa: ASYNC110 - another process's work

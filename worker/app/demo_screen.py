@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from worker.adapters.pg_dead_letters import Group
 from worker.embedded.demo.ledger import Ledger
 from worker.ops.search import Found
 
@@ -59,10 +60,18 @@ class Screen:
                 f"[bold]{escape(one.document)}[/bold]  [dim]{escape(text)}[/dim]"
             )
 
+    def groups(self, groups: Sequence[Group]) -> None:
+        """Show dead letters by their cause."""
+        table = Table("letters", "reason", "sample", "detail", title="Dead letters")
+        for one in groups:
+            table.add_row(str(one.letters), one.reason, one.sample, escape(one.detail))
+        self.console.print(table)
+
     def ledger(self, ledger: Ledger) -> None:
         """Show the fate of every event."""
         table = Table("fate", "events", title="The ledger")
         table.add_row("carried by the row or the tombstone", f"{ledger.carried:,}")
+        table.add_row("… of them repaired and replayed", f"{ledger.replayed:,}")
         table.add_row("superseded by a later version", f"{ledger.superseded:,}")
         for reason, count in sorted(ledger.reasons.items()):
             table.add_row(f"dead letter: {reason}", f"{count:,}")

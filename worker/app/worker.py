@@ -242,7 +242,7 @@ def _surroundings(
     return Surroundings(
         stop=stop,
         clock=time.monotonic,
-        wall_clock=time.time,  # noqa: TID251 - freshness compares with Kafka's timestamps
+        wall_clock=time.time,  # noqa: TID251 - freshness and versions are others' clocks
         jitter=random.random,
         offload=offload,
         tracing=telemetry.tracing,

@@ -1,6 +1,7 @@
 """The command `demo`."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ def demo(
     """Run the demonstration; its exit code is the command's."""
     from worker.app.demo import DemoOptions
     from worker.app.demo import demo as run_demo
+    from worker.cli.dead_letter_output import explained
 
     options = DemoOptions(data_dir=data_dir, keep_running=keep_running, jars=jars, kafka=kafka)
-    return asyncio.run(run_demo(options))
+    return asyncio.run(run_demo(options, partial(explained, value=False)))

@@ -29,6 +29,7 @@ __all__ = [
     "RetryOptions",
     "Settings",
     "TelemetryOptions",
+    "VersionClock",
     "about",
 ]
 
@@ -38,6 +39,7 @@ DialectName = Literal[
     "tei", "vllm", "ollama", "litellm", "generic",
 ]
 # fmt: on
+VersionClock = Literal["none", "seconds", "milliseconds", "microseconds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +267,10 @@ class IngestOptions:
     nul: Annotated[
         Literal["replace", "dead_letter"], about("What a U+0000 in a text gets.")
     ] = "replace"
+    version_clock: Annotated[
+        VersionClock,
+        about("Versions are times in this unit: one 5 minutes ahead is dead-lettered."),
+    ] = "none"
     document_timeout_seconds: Annotated[
         float, about("A pass without a new vector for longer is queued again.", gt=0)
     ] = 300

@@ -30,6 +30,9 @@ _LEAST_WAIT_SECONDS = 0.001
 # (1.7 % above its limit in the first one), enough for timers that are late.
 _BURST_SECONDS = 1.0
 
+# `Retry-After` counts in seconds: who grows faster comes back at the width that was refused.
+_GROWTH_SECONDS = 1.0
+
 _NUMBER = re.compile(r"\d{1,15}(?:\.\d{0,15})?", re.ASCII)
 
 
@@ -39,9 +42,9 @@ class AdaptiveLimit:
 
     A tenth less (at least 1) on a throttle, but once for all calls that began before it: they
     say nothing about the new limit. One more after a round trip in which the limit was reached
-    and nobody was throttled. The numbers are those of Netflix' concurrency-limits (AIMDLimit),
-    but for the growth, which is one a round trip as in TCP: one a call would throttle every
-    tenth of them.
+    and nobody was throttled, but at most one a second. The numbers are those of Netflix'
+    concurrency-limits (AIMDLimit), but for the growth: one a call would throttle every tenth of
+    them, and so would one a round trip of 50 ms where a quota is saved up for a second.
 
         >>> limit = AdaptiveLimit(most=10)
         >>> calls = [limit.begin() for _ in range(10)]
@@ -52,7 +55,7 @@ class AdaptiveLimit:
         >>> limit.value
         9
         >>> for call in [limit.begin() for _ in range(9)]:
-        ...     limit.answered(call)
+        ...     limit.answered(call, now=0.0)
         >>> limit.value
         10
     """
@@ -65,6 +68,7 @@ class AdaptiveLimit:
         self._in_flight = 0
         # Answers since the limit was reached, None before that.
         self._answers: int | None = None
+        self._grows_at = -inf
 
     @property
     def value(self) -> int:
@@ -89,13 +93,14 @@ class AdaptiveLimit:
             self._answers = 0
         return self._round
 
-    def answered(self, begun: int) -> None:
+    def answered(self, begun: int, now: float) -> None:
         """End a call that was answered, whatever the answer."""
         self._in_flight -= 1
         if begun != self._round or self._answers is None:
             return
         self._answers += 1
-        if self._answers >= self._value:
+        if self._answers >= self._value and now >= self._grows_at:
+            self._grows_at = now + _GROWTH_SECONDS
             self._change(self._value + 1)
 
     def throttled(self, begun: int) -> None:

@@ -5,6 +5,8 @@ Owns the limits of what is accepted. A record that cannot be decoded, or must no
 work as well, so that it is counted, bounded and settled like any other. Never waits.
 """
 
+from collections.abc import Callable
+
 from schemas.codec import Limits, Undecodable, decode_record, traceparent_of
 from schemas.dead_letter import Origin, Reason, parse_origin
 from schemas.events import Event, Tombstone
@@ -12,20 +14,26 @@ from schemas.keys import InvalidKey, decode_key
 from worker.config import IngestOptions
 from worker.core.lifecycle import PartitionLife
 from worker.core.model import Order, Rank, Record, Rejected, Work
+from worker.core.versions import refuse_future
 from worker.telemetry import Counters
 
 
 class Decode:
     """What makes works of the records that a worker polls."""
 
-    def __init__(self, options: IngestOptions, counters: Counters) -> None:
+    def __init__(
+        self, options: IngestOptions, counters: Counters, *, wall_clock: Callable[[], float]
+    ) -> None:
         self._limits = Limits(max_text_bytes=options.max_text_bytes, nul=options.nul)
+        self._version_clock = options.version_clock
         self._counters = counters
+        self._wall_clock = wall_clock
 
     def __call__(self, life: PartitionLife, record: Record) -> Work:
         """Decode a record of a partition of ours."""
         try:
             decoded = decode_record(record.key, record.value, record.headers, self._limits)
+            refuse_future(decoded.event, self._version_clock, self._wall_clock())
         except Undecodable as error:
             return self.rejected(life, record, error.reason, error.detail)
         self._counters.nul_replaced += decoded.nul_replaced

@@ -3,8 +3,8 @@ The fate of every event, from the topic, the database and the dead-letter topic 
 
 Shares no code with the worker: consumers and SQL of its own, and the written contract. Each
 event has one fate: carried (its version and position are in the row or the tombstone),
-superseded by a later one, or dead letter; what has none is lost. What is stored is compared
-with what was published, text by text.
+superseded by a later one, or dead letter; what has none is lost. A replay stands where its dead
+letter first stood. What is stored is compared with what was published, text by text.
 """
 
 import json
@@ -52,6 +52,7 @@ class Ledger:
     published: int
     events: int = 0
     carried: int = 0
+    replayed: int = 0
     superseded: int = 0
     dead_letters: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -151,6 +152,14 @@ def _event(record: Any) -> dict[str, Any]:
     return event if isinstance(event, dict) and event.keys() >= NAMED else {}
 
 
+def _origin(record: Any) -> tuple[int, int] | None:
+    """Return where a replayed record first stood, None of any other."""
+    headers = dict(record.headers)
+    if "embedfleet.origin.offset" not in headers:
+        return None
+    return int(headers["embedfleet.origin.partition"]), int(headers["embedfleet.origin.offset"])
+
+
 def _named(records: Iterable[Any]) -> set[Name]:
     events = filter(None, map(_event, records))
     return {Name(event["tenant"], event["id"]) for event in events}
@@ -164,18 +173,20 @@ def _book(
     texts: dict[Name, str],
 ) -> None:
     position = record.partition, record.offset
+    place = _origin(record) or position
     event = _event(record)
     row = rows.get(Name(event["tenant"], event["id"])) if event else None
     if position in letters:
         ledger.dead_letters += 1
         ledger.reasons[letters[position]] += 1
-    elif row is None:
+    elif row is None or place not in (position, *letters):
         ledger.lost.append(f"partition {position[0]} offset {position[1]}")
-    elif (row.partition, row.offset) == position and row.version == event["version"]:
+    elif (row.partition, row.offset) == place and row.version == event["version"]:
         ledger.carried += 1
+        ledger.replayed += place != position
         if not row.deleted:
             texts[Name(event["tenant"], event["id"])] = event["text"]
-    elif (row.version, row.offset) > (event["version"], record.offset):
+    elif (row.version, row.offset) > (event["version"], place[1]):
         ledger.superseded += 1
     else:
         ledger.lost.append(f"partition {position[0]} offset {position[1]}")

@@ -11,15 +11,25 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
 
+from schemas.codec import encode_event
 from schemas.events import DocumentDeleted, DocumentUpserted, JsonEvent
 from schemas.publisher import Publisher
-from worker.embedded.demo.corpus import Document
+from worker.embedded.demo.corpus import OBJECTS, Document
 from worker.embedded.demo.known_items import SENTENCE
 
 EDITED, DELETED, REPEATED = 200, 50, 500
 ADDED_SENTENCE = "This sentence was added when the document was edited."
+CUT_OFF = DocumentUpserted(
+    tenant=OBJECTS,
+    collection="docs",
+    id="lighthouse",
+    version=1,
+    text="Every four hours of the night the keeper of the lighthouse winds up the clockwork "
+    "that turns the lens.",
+)
+"""What a publisher that crashed had meant; only the half of it has arrived."""
 MALFORMED: tuple[tuple[bytes | None, bytes], ...] = (
-    (b"objects/docs/broken", b'{"type": "upsert", "tenant": "objects", '),
+    (b"objects/docs/lighthouse", encode_event(CUT_OFF)[:120]),
     (None, b'{"type": "delete", "tenant": "objects", "collection": "docs", "id": "x"}'),
     (b"objects/docs/renamed", b'{"type": "rename", "tenant": "objects", "version": 1}'),
     (b"objects/docs/unversioned", b'{"type": "delete", "tenant": "objects"}'),
