@@ -16,8 +16,11 @@ from hypothesis.stateful import (
 )
 
 from schemas.dead_letter import Reason
-from tests.support.works import claim, upsert
+from tests.support.works import claim, rejected, upsert
+from worker.config import DeadLetterOptions
 from worker.core import lifecycle
+from worker.core.flood import FloodGuard
+from worker.core.isolation import Isolation
 from worker.core.lifecycle import (
     COMPLETES,
     Halt,
@@ -116,6 +119,56 @@ def test_progress_names_a_settled_record_below_it():
     assert life.progress == Progress(5, mark)
     life.end_work(works[0], Stored())
     assert life.progress == Progress(7, landmark(works[0].record))
+
+
+def test_a_pointer_to_a_batch_that_cannot_be_read_is_no_landmark():
+    mark = Landmark(4, 0, b"12345678")
+    life = running(claim()._replace(landmark=mark), offset=5, works=1)
+    pointer = rejected(offset=5, of=life.claim)
+    pointer.record = Record(pointer.position, 9, None, None)
+    life.end_work(pointer, DeadLettered(Reason.UNREADABLE_BATCH))
+    assert life.progress == Progress(6, mark)
+
+
+def test_a_held_partition_completes_what_is_in_flight_and_takes_nothing_in():
+    life = running()
+    life.hold("too many")
+    assert (life.phase, life.problem) == (Phase.HELD, "too many")
+    life.end_work(upsert("a", offset=0), Stored())
+    assert life.progress.next_offset == 1
+    life.drain()
+    assert life.phase is Phase.HELD
+    assert life.fence(life.claim)
+
+
+def test_only_a_running_partition_can_be_held():
+    life = running()
+    life.drain()
+    life.hold("too many")
+    assert (life.phase, life.problem) == (Phase.DRAINING, None)
+
+
+def test_a_partition_that_begins_again_has_no_problem_and_no_guard_of_before():
+    life = running()
+    life.hold("too many")
+    life.start(claim(epoch=2), 0)
+    assert (life.phase, life.problem, life.room) == (Phase.RUNNING, None, None)
+
+
+def test_there_is_room_as_far_as_its_guards_let_it():
+    options = DeadLetterOptions(probe_records=2)
+    life = PartitionLife(claim().partition, assignment=1)
+    life.start(claim(), 0, flood=FloodGuard(options))
+    assert life.room is None
+    life.start(claim(), 0, flood=FloodGuard(options, is_held=True))
+    assert life.room == 2
+    one_by_one = Isolation(until=10, suspect=None)
+    life.start(claim(), 0, isolation=one_by_one)
+    assert life.room == 1
+    life.start(claim(), 0, flood=FloodGuard(options, is_held=True), isolation=one_by_one)
+    assert life.room == 1
+    life.flood.took(2)
+    assert life.room == 0
 
 
 def test_a_landmark_knows_a_record_by_offset_timestamp_and_key():

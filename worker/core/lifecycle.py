@@ -132,7 +132,9 @@ class PartitionLife:
             return
         offset = work.position.offset
         self._tracker.complete(offset)
-        if offset < self._tracker.committable:
+        # A pointer to a batch that cannot be read: nobody could compare it with the log.
+        is_pointer = work.record.key is None and work.record.value is None
+        if offset < self._tracker.committable and not is_pointer:
             self._landmark = landmark(work.record)
 
     def drain(self) -> None:
