@@ -174,6 +174,7 @@ MAY_SLEEP = {
     "tests/support/provider.py": "its answers take as long as the test that asks for it says",
     "tests/support/kafka.py": "a broker has no event for a topic that has got its leaders",
     "tests/support/fleet.py": "other processes are known by their log and their commits only",
+    "tests/support/pace.py": "a load is steady in real time only",
 }
 
 
