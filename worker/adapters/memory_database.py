@@ -33,7 +33,7 @@ from worker.core.model import (
     Vector,
 )
 from worker.errors import StoreUnavailable
-from worker.ports import DeadLetter, Recorded
+from worker.ports import DeadLetter, Poison, PoisonKey, Recorded
 
 Hook = Callable[[str, str], Awaitable[None]]
 """Awaited with the name of a port's call and the moment: `before`, `open`, `committed`."""
@@ -93,6 +93,7 @@ class State:
     claims: dict[tuple[str, Partition], ClaimRow] = field(default_factory=dict)
     progress: dict[tuple[str, Partition], Progress] = field(default_factory=dict)
     letters: dict[LetterKey, LetterRow] = field(default_factory=dict)
+    poisons: dict[PoisonKey, Poison] = field(default_factory=dict)
 
     def copy(self) -> "State":
         """Return the same rows in tables of their own."""
