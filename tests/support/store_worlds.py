@@ -1,4 +1,4 @@
-"""The four ports of a database, and a look at its tables, on memory and on PostgreSQL."""
+"""The ports of a database, and a look at its tables, on memory and on PostgreSQL."""
 
 import asyncio
 import struct
@@ -12,6 +12,7 @@ from schemas.dead_letter import Facts
 from tests.support.store_changes import ARTICLES, GROUP, KEY, PARTITION, delete, upsert, write
 from worker.adapters.memory_database import MemoryDatabase
 from worker.adapters.memory_ledger import MemoryLedger
+from worker.adapters.memory_poison import MemoryPoisons
 from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
@@ -19,11 +20,12 @@ from worker.adapters.pg_client import Database
 from worker.adapters.pg_documents import chunk_table
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pg_migrations import Migrations
+from worker.adapters.pg_poison import PostgresPoisons
 from worker.adapters.pg_statements import live_claims
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.config import DatabaseOptions
 from worker.core.model import Base, Claim, Collection, DocumentKey, Order, Partition
-from worker.ports import Catalog, Claims, Ledger, Query, Store, Verdict
+from worker.ports import Catalog, Claims, Ledger, Poisons, Query, Store, Verdict
 
 
 class Letter(NamedTuple):
@@ -69,6 +71,7 @@ class World:
     claims: Claims
     store: Store
     ledger: Ledger
+    poisons: Poisons
     catalog: Catalog
     articles: Collection
 
@@ -138,6 +141,7 @@ class MemoryWorld(World):
         self.claims = MemoryClaims(self.database)
         self.store = MemoryStore(self.database)
         self.ledger = MemoryLedger(self.database)
+        self.poisons = MemoryPoisons(self.database)
         self.catalog = MemoryCatalog(self.database)
 
     async def chunks(self, key: DocumentKey = KEY) -> list[StoredText]:
@@ -197,6 +201,7 @@ class PostgresWorld(World):
         self.claims = PostgresClaims(database)
         self.store = PgvectorStore(database)
         self.ledger = PostgresLedger(database)
+        self.poisons = PostgresPoisons(database)
         self.catalog = PostgresCatalog(database)
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:

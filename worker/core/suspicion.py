@@ -130,9 +130,8 @@ class Suspicion:
         # A try counts only where somebody was answered since the one before: an outage is not
         # the fault of who was answered last before it.
         self._counted += self._last_failed is None or answers > self._last_failed
-        is_enough = self._counted >= self._tries_when_ill or (
-            is_final and _is_later(answers, self._first_failed)
-        )
+        is_enough = self._counted >= self._tries_when_ill or is_final
+        is_enough = is_enough and _is_later(answers, self._first_failed)
         return Judgement.CONVICT if is_enough else Judgement.TRY_AGAIN
 
 

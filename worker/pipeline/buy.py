@@ -97,7 +97,7 @@ class Buy:
         """Ask for chunks of one model; yield each of them once, with its vector or its end."""
         suspicion = Suspicion(self._retries.max_attempts, texts=len(pieces))
         answer = await self._ask(pieces, suspicion)
-        while answer is None:  # noqa: ASYNC110 no event tells that others were answered
+        while answer is None:
             await asyncio.sleep(self._patience_seconds())
             answer = await self._ask(pieces, suspicion)
         async for found in self._settled(pieces, answer):
