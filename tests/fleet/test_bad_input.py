@@ -16,7 +16,9 @@ ENVIRONMENT = {
 }
 KEY, _ = upsert("bad", 1, "")
 REFUSED = "the provider refuses this"
-FILTERED = provider.status(400, code="content_filter")
+FILTERED = provider.status(
+    400, "a secret text", code="content_filter", headers={"x-request-id": "req_filtered"}
+)
 
 
 def value(**changes):
@@ -59,10 +61,21 @@ BAD = {
 HEADERS = [("source", b"cms"), ("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")]
 TRIGGER = """
 create function refuse() returns trigger language plpgsql as
-$$ begin raise exception 'no'; end $$;
+$$ begin raise exception 'a secret text' using constraint = 'short', detail = 'a secret text';
+end $$;
 create trigger refuse before insert on document for each row
 when (new.id = 'trigger') execute function refuse();
 """
+
+
+FACTS = {
+    "a text that the provider refuses": {
+        "provider-status": "400",
+        "provider-request-id": "req_filtered",
+    },
+    "a value that PostgreSQL refuses": {"sqlstate": "P0001", "constraint": "short"},
+}
+FACT_NAMES = {"provider-status", "provider-request-id", "sqlstate", "constraint"}
 
 
 async def test_every_bad_record_is_a_letter_and_holds_nobody_up(fleet):
@@ -82,7 +95,12 @@ async def test_every_bad_record_is_a_letter_and_holds_nobody_up(fleet):
         letter = letters[positions[name]]
         assert (letter.reason, letter.key, letter.value) == (reason, key, content), name
         assert list(letter.originals) == HEADERS, name
-        assert letter.envelope["group"] == fleet.kafka.group
+        envelope = letter.envelope
+        assert (envelope["group"], envelope["attempts"]) == (fleet.kafka.group, "1"), name
+        assert envelope["first-seen"] == envelope["last-seen"], name
+        known = {fact: envelope[fact] for fact in FACT_NAMES & envelope.keys()}
+        assert known == FACTS.get(name, {}), name
+        assert "secret" not in str(envelope), name
     ledger = await fleet.sql.fetch('select "offset", reason, state from dead_letter')
     assert {(row["offset"], row["reason"], row["state"]) for row in ledger} == {
         (positions[name][2], reason, "published") for name, (_, _, reason) in BAD.items()

@@ -341,12 +341,16 @@ def _refuse_bad_text(change: ChangeSet) -> None:
     texts = [*change.key, change.content_type or "", change.trace_id or ""]
     for chunk in (*change.insert, *change.move):
         texts += chunk.content, chunk.heading or ""
-    in_text = any("\0" in text for text in texts)
-    if in_text or _JSON_NUL.search(change.metadata or b""):
-        facts = Facts(sqlstate="22021" if in_text else "22P05")
-        message = "PostgreSQL takes no U+0000"
-        raise PermanentError(Reason.REJECTED_BY_STORE, message, facts=facts)
+    if any("\0" in text for text in texts):
+        raise _refused("22021", "PostgreSQL takes no U+0000")
+    if _JSON_NUL.search(change.metadata or b""):
+        raise _refused("22P05", "PostgreSQL takes no U+0000")
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
-        raise PermanentError(Reason.REJECTED_BY_STORE, "a text is no valid UTF-8") from error
+        # As asyncpg has it, which does not ask the server.
+        raise _refused("22000", "a text is no valid UTF-8") from error
+
+
+def _refused(sqlstate: str, message: str) -> PermanentError:
+    return PermanentError(Reason.REJECTED_BY_STORE, message, facts=Facts(sqlstate=sqlstate))
