@@ -17,7 +17,7 @@ from schemas.dead_letter import Facts
 from tests.support import provider as scripted
 from tests.support.embedders import options_for
 from tests.support.provider import Provider, vector_of
-from worker.adapters import http_embedder
+from worker.adapters import http_failures
 from worker.adapters.http_embedder import HttpEmbedder
 from worker.embedded.kafka_settings import Certificates
 from worker.errors import (
@@ -521,7 +521,7 @@ class TestErrors:
         self, provider: Provider, make: Make
     ) -> None:
         provider.next(scripted.endless(b" ", 0.01))
-        with pytest.raises(ProviderUnavailable, match="no answer in time"):
+        with pytest.raises(BadOutput, match="did not end in time"):
             await make(timeout_seconds=0.1).embed(request())
         await provider.idle()
 
@@ -616,13 +616,13 @@ class TestErrors:
             and issubclass(error, BaseException)
             and not any(
                 issubclass(error, known) and known not in {aiohttp.ClientError, OSError}
-                for known, _, _ in http_embedder.FAILURES
+                for known, _, _ in http_failures.FAILURES
             )
         }
         assert unmapped == not_of_a_post
 
     def test_the_nearest_class_is_named_first(self) -> None:
-        classes = [error for error, _, _ in http_embedder.FAILURES]
+        classes = [error for error, _, _ in http_failures.FAILURES]
         for place, error in enumerate(classes):
             assert not any(issubclass(error, earlier) for earlier in classes[:place])
 

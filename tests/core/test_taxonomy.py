@@ -228,6 +228,7 @@ def test_only_content_has_a_precise_reason():
         ("address", CONFIG),
         ("truncated", BAD_OUTPUT),
         ("too_long", BAD_OUTPUT),
+        ("endless", BAD_OUTPUT),
         ("wrong_answer", BAD_OUTPUT),
         ("what nobody knows", TRANSIENT),
     ],
@@ -237,10 +238,10 @@ def test_a_failure_without_an_answer_has_a_class(code: str, meaning: FailureClas
 
 
 def test_every_failure_of_the_transport_has_a_row():
-    from worker.adapters.http_embedder import FAILURES
+    from worker.adapters.http_failures import FAILURES
 
     known = {code for row in TABLE for code in row.failures}
-    assert {code for _, code, _ in FAILURES} | {"too_long", "wrong_answer"} == known
+    assert {code for _, code, _ in FAILURES} | {"too_long", "wrong_answer", "endless"} == known
 
 
 def test_every_class_has_a_row_and_a_reaction():

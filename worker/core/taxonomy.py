@@ -367,11 +367,12 @@ TABLE: tuple[Row, ...] = (
     Row(
         meaning=FailureClass.BAD_OUTPUT,
         statuses=range(201, 300),
-        failures=("wrong_answer", "truncated", "too_long"),
+        failures=("wrong_answer", "truncated", "too_long", "endless"),
         says=(
             "200 with too few or too many vectors, a missing or double index, other "
             "dimensions, NaN, infinity, a zero vector, no base64, no JSON, a body that breaks "
-            "off or is above `embedding.max_answer_bytes`; another success"
+            "off, does not end in time or is above `embedding.max_answer_bytes`; any other "
+            "success"
         ),
     ),
     Row(
