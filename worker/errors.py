@@ -8,7 +8,9 @@ What can go wrong, as classes by what happens next.
           BreakerOpen         ... or is left alone for now
           BadOutput           ... or answered 200 and nothing that can be used
             WrongDimensions   ...... vectors of another size
-          ProviderMisconfigured  ... or refuses the key, the model or the request: of all alike
+          ProviderMisconfigured  ... or refuses the model or the request: of all texts alike
+            KeyRefused      ...... or the key: of all models alike
+            Forbidden       ...... or forbids it, and does not say whether to the key or a text
           QuotaExhausted      ... or the account has used up what it paid for
         StoreUnavailable      PostgreSQL did not answer, or the outcome is unknown
         BrokerUnavailable     Kafka did not answer
@@ -87,6 +89,14 @@ class ProviderMisconfigured(ProviderUnavailable):
     """The provider refuses the key, the model or the request, whatever the text."""
 
 
+class KeyRefused(ProviderMisconfigured):
+    """The provider refuses the key, or there is none to send; whatever the model."""
+
+
+class Forbidden(ProviderMisconfigured):
+    """The provider, or a firewall before it, forbids the request (HTTP 403)."""
+
+
 class QuotaExhausted(ProviderUnavailable):
     """The account at the provider has used up what it paid for; no wait will change that."""
 
@@ -117,10 +127,15 @@ class RejectedInput(PermanentError):
     """The provider refuses the text itself (HTTP 400 for content, 413, 422)."""
 
     def __init__(
-        self, message: str = "", *, status: int | None = None, request_id: str | None = None
+        self,
+        message: str = "",
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        reason: Reason = Reason.REJECTED_INPUT,
     ) -> None:
         facts = Facts(provider_status=status, provider_request_id=request_id)
-        super().__init__(Reason.REJECTED_INPUT, message, facts=facts)
+        super().__init__(reason, message, facts=facts)
         self.status = status
 
 

@@ -9,6 +9,7 @@ unknown, and the caller repeats it, which changes nothing. All times are seconds
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from collections.abc import Collection as Several
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -345,6 +346,42 @@ class DeadLetters(Protocol):
 
     async def close(self) -> None:
         """Release the connection. Safe to call twice."""
+
+
+class PoisonKey(NamedTuple):
+    """What names a refused chunk: whose it is, who refused it, and the hash of its text."""
+
+    tenant: str
+    model: str
+    chunk_hash: bytes
+
+
+class Refusal(NamedTuple):
+    """Why a chunk was refused; `detail` is without prose of the provider's."""
+
+    reason: Reason
+    detail: str
+
+
+class Poison(NamedTuple):
+    """A chunk that is known to be refused; `seen_at`: when it last was."""
+
+    reason: Reason
+    detail: str
+    seen_at: datetime
+
+
+class Poisons(Protocol):
+    """The chunks that the embedding provider has refused for their text."""
+
+    async def known(self, keys: Sequence[PoisonKey]) -> dict[PoisonKey, Poison]:
+        """Return those of the chunks that are known to be refused."""
+
+    async def remember(self, refusals: Mapping[PoisonKey, Refusal]) -> None:
+        """Write down what was refused just now, in the place of what was known of it."""
+
+    async def forget(self, keys: Sequence[PoisonKey]) -> None:
+        """Know nothing of these chunks any more."""
 
 
 class Catalog(Protocol):

@@ -21,7 +21,7 @@ from worker.adapters.bearer_tokens import BearerTokens
 from worker.adapters.embedding_key import EmbeddingKey
 from worker.adapters.http_embedder import HttpEmbedder
 from worker.config import EmbeddingOptions
-from worker.errors import ConfigError, ProviderMisconfigured, ProviderUnavailable
+from worker.errors import ConfigError, KeyRefused, ProviderUnavailable
 from worker.ports import EmbeddingRequest
 
 SECRET = "s3cret: with/odd+characters"
@@ -250,7 +250,7 @@ class TestClientCredentials:
         self, endpoint: TokenEndpoint, clock: Clock
     ) -> None:
         tokens = source(options_with(endpoint), "", clock)
-        with pytest.raises(ProviderMisconfigured, match=r"embedding\.api_key_variable"):
+        with pytest.raises(KeyRefused, match=r"embedding\.api_key_variable"):
             await tokens.current()
         assert endpoint.requests == 0
 
@@ -351,7 +351,7 @@ class TestServiceAccount:
         self, endpoint: TokenEndpoint, clock: Clock, changes: dict[str, object]
     ) -> None:
         tokens = self.source(endpoint, clock, self.file(**changes), token_url=None)
-        with pytest.raises(ProviderMisconfigured, match="no JSON key file"):
+        with pytest.raises(KeyRefused, match="no JSON key file"):
             await tokens.current()
         assert endpoint.requests == 0
 
@@ -360,7 +360,7 @@ class TestServiceAccount:
         self, endpoint: TokenEndpoint, clock: Clock, content: str
     ) -> None:
         tokens = self.source(endpoint, clock, content)
-        with pytest.raises(ProviderMisconfigured) as caught:
+        with pytest.raises(KeyRefused) as caught:
             await tokens.current()
         assert "canary" not in repr(caught.value)
 
@@ -369,7 +369,7 @@ class TestServiceAccount:
         self, endpoint: TokenEndpoint, clock: Clock, key: str
     ) -> None:
         tokens = self.source(endpoint, clock, self.file(private_key=key))
-        with pytest.raises(ProviderMisconfigured, match="private_key") as caught:
+        with pytest.raises(KeyRefused, match="private_key") as caught:
             await tokens.current()
         assert key not in repr(caught.value)
         assert caught.value.__suppress_context__
@@ -456,11 +456,11 @@ class TestFailingEndpoint:
             (answer(200, '{"access_token": 5}'), ProviderUnavailable),
             (answer(200, '{"access_token": "t", "expires_in": "soon"}'), ProviderUnavailable),
             (answer(200, f'{{"access_token": "{"t" * 100_000}"}}'), ProviderUnavailable),
-            (answer(200, '{"access_token": "two\\nlines"}'), ProviderMisconfigured),
-            (answer(400, '{"error": "invalid_client"}'), ProviderMisconfigured),
-            (answer(401, '{"error": {"no": "string"}}'), ProviderMisconfigured),
-            (answer(404, ""), ProviderMisconfigured),
-            (answer(307, "", Location="/elsewhere"), ProviderMisconfigured),
+            (answer(200, '{"access_token": "two\\nlines"}'), KeyRefused),
+            (answer(400, '{"error": "invalid_client"}'), KeyRefused),
+            (answer(401, '{"error": {"no": "string"}}'), KeyRefused),
+            (answer(404, ""), KeyRefused),
+            (answer(307, "", Location="/elsewhere"), KeyRefused),
         ],
     )
     async def test_what_the_endpoint_refuses_says_what_to_check(
@@ -485,9 +485,9 @@ class TestFailingEndpoint:
             answer(401, json.dumps(prose)),
             answer(401, json.dumps({"error": f"{SECRET} is wrong"})),
         ]
-        with pytest.raises(ProviderMisconfigured, match=r"401 \(invalid_client\)") as first:
+        with pytest.raises(KeyRefused, match=r"401 \(invalid_client\)") as first:
             await tokens.current()
-        with pytest.raises(ProviderMisconfigured) as second:
+        with pytest.raises(KeyRefused) as second:
             await tokens.current()
         assert SECRET not in repr(first.value) + repr(second.value)
 
@@ -540,7 +540,7 @@ class TestEmbedding:
         self, endpoint: TokenEndpoint, provider: Provider, embedder: HttpEmbedder
     ) -> None:
         provider.script = lambda _: scripted.status(401)
-        with pytest.raises(ProviderMisconfigured) as caught:
+        with pytest.raises(KeyRefused) as caught:
             await embedder.embed(request())
         assert caught.value.status == 401
         assert endpoint.requests == provider.requests == 2
@@ -552,7 +552,7 @@ class TestEmbedding:
         """Some endpoints hand out the token they have until it expires."""
         same = answer(200, '{"access_token": "t", "expires_in": 60}')
         endpoint.next = [same, same]
-        with pytest.raises(ProviderMisconfigured):
+        with pytest.raises(KeyRefused):
             await embedder.embed(request())
         assert provider.requests == 1
 
@@ -626,7 +626,7 @@ class TestStaticKey:
         async with Provider(SIZE, key="right") as provider:
             options = options_for(provider.url, api_key_variable="KEY")
             embedder = HttpEmbedder(options, environ={"KEY": "wrong"})
-            with pytest.raises(ProviderMisconfigured):
+            with pytest.raises(KeyRefused):
                 await embedder.embed(request())
             assert provider.requests == 1
             await embedder.close()

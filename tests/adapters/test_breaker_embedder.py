@@ -65,6 +65,7 @@ class World:
             jitter=lambda: 0.5,
             on_state=self.changes.append,
         )
+        self.breaker = self.embedder.of("model")
 
     async def _decide(self, _):
         answer = self.answer
@@ -113,8 +114,8 @@ class World:
 async def test_while_the_provider_answers_it_is_closed():
     world = World()
     await world.calls(*[None] * 100)
-    assert not world.embedder.is_open
-    assert world.embedder.wait_seconds == 0
+    assert not world.breaker.is_open
+    assert world.breaker.wait_seconds == 0
     assert world.changes == []
 
 
@@ -125,8 +126,8 @@ async def test_while_open_nothing_is_called_and_the_time_to_wait_is_told():
         assert isinstance(error, BreakerOpen)
         assert error.retry_after_seconds == pytest.approx(0.075)
     assert world.memory.requests == 20
-    assert world.embedder.is_open
-    assert world.embedder.wait_seconds == pytest.approx(0.075)
+    assert world.breaker.is_open
+    assert world.breaker.wait_seconds == pytest.approx(0.075)
 
 
 async def test_who_is_refused_is_told_what_opened_it():
@@ -138,7 +139,7 @@ async def test_the_call_that_opens_it_keeps_its_own_error():
     world = World()
     errors = [ProviderUnavailable(str(n), status=503) for n in range(20)]
     assert [await world.call(error) for error in errors] == errors
-    assert world.embedder.is_open
+    assert world.breaker.is_open
 
 
 TRANSIENT = [
@@ -154,9 +155,9 @@ TRANSIENT = [
 async def test_an_ill_provider_opens_it_by_its_rate_of_failure(error):
     world = World()
     await world.calls(*[error] * 19)
-    assert not world.embedder.is_open
+    assert not world.breaker.is_open
     await world.calls(error)
-    assert world.embedder.is_open
+    assert world.breaker.is_open
     assert not world.changes[0].alarms
 
 
@@ -182,12 +183,12 @@ async def test_a_refused_text_counts_as_an_answer_and_throttling_as_nothing():
     refused, throttled = RejectedInput(status=422), RateLimited(status=429)
     answered = World()
     await answered.calls(*[refused] * 11, *[FAILED] * 10)
-    assert not answered.embedder.is_open
+    assert not answered.breaker.is_open
     silent = World()
     await silent.calls(*[throttled] * 100, *[FAILED] * 19)
-    assert not silent.embedder.is_open
+    assert not silent.breaker.is_open
     await silent.calls(FAILED)
-    assert silent.embedder.is_open
+    assert silent.breaker.is_open
 
 
 async def test_calls_that_are_cancelled_count_as_nothing():
@@ -224,9 +225,9 @@ async def test_of_fifty_callers_one_is_the_probe():
 async def test_a_probe_that_is_answered_closes_it(answer):
     world = await World().half_opened()
     await world.calls(answer)
-    assert not world.embedder.is_open
+    assert not world.breaker.is_open
     await world.calls(*[FAILED] * 19)
-    assert not world.embedder.is_open
+    assert not world.breaker.is_open
 
 
 async def test_a_probe_that_fails_opens_it_for_longer():
@@ -234,7 +235,7 @@ async def test_a_probe_that_fails_opens_it_for_longer():
     waits = []
     for _ in range(8):
         await world.calls(FAILED)
-        waits.append(world.embedder.wait_seconds)
+        waits.append(world.breaker.wait_seconds)
         world.now += 5
     assert waits == pytest.approx([0.15, 0.3, 0.6, 1.2, 2.4, 3.75, 3.75, 3.75])
 
@@ -245,9 +246,9 @@ async def test_a_probe_that_fails_opens_it_for_longer():
 async def test_a_probe_that_says_nothing_gives_its_permit_back(says_nothing):
     world = await World().half_opened()
     await world.calls(says_nothing)
-    assert world.embedder.state is State.HALF_OPEN
+    assert world.breaker.state is State.HALF_OPEN
     await world.calls(None)
-    assert world.embedder.state is State.CLOSED
+    assert world.breaker.state is State.CLOSED
 
 
 async def test_a_cancelled_probe_gives_its_permit_back():
@@ -259,7 +260,7 @@ async def test_a_cancelled_probe_gives_its_permit_back():
     world.gate = None
     assert world.states == [State.OPEN, State.HALF_OPEN]
     await world.calls(None)
-    assert world.embedder.state is State.CLOSED
+    assert world.breaker.state is State.CLOSED
 
 
 # ---- stragglers ----
@@ -273,7 +274,7 @@ async def test_calls_that_fail_after_the_opening_do_not_extend_it():
         await world.memory.in_flight(50)
         world.gate.set()
     assert world.states == [State.OPEN]
-    assert world.embedder.wait_seconds == pytest.approx(0.075)
+    assert world.breaker.wait_seconds == pytest.approx(0.075)
 
 
 async def test_a_good_straggler_does_not_close_it():
@@ -284,7 +285,7 @@ async def test_a_good_straggler_does_not_close_it():
         gate, world.gate = world.gate, None
         await world.opened()
         gate.set()
-    assert world.embedder.is_open
+    assert world.breaker.is_open
 
 
 # ---- parking ----
@@ -303,8 +304,8 @@ async def test_a_good_straggler_does_not_close_it():
 async def test_one_answer_that_blames_the_configuration_parks_it(error):
     world = World()
     await world.calls(None, error)
-    assert world.embedder.is_open
-    assert world.embedder.wait_seconds == pytest.approx(30 + 2.5)
+    assert world.breaker.is_open
+    assert world.breaker.wait_seconds == pytest.approx(30 + 2.5)
     assert [change.alarms for change in world.changes] == [True]
     assert world.changes[0].error is error
 
@@ -313,7 +314,7 @@ async def test_one_answer_that_blames_the_configuration_parks_it(error):
 async def test_a_long_hint_parks_it_until_then_and_not_less(seconds):
     world = World()
     await world.calls(RateLimited(status=429, retry_after_seconds=seconds))
-    assert seconds <= world.embedder.wait_seconds <= seconds + OPTIONS.max_open_seconds
+    assert seconds <= world.breaker.wait_seconds <= seconds + OPTIONS.max_open_seconds
     assert world.changes[0].alarms
 
 
@@ -351,10 +352,10 @@ async def test_each_change_is_told_with_what_was_before_why_and_for_how_long():
     world = await World().half_opened()
     await world.calls(None)
     opened, half_open, closed = world.changes
-    assert opened[:3] == (State.CLOSED, State.OPEN, FAILED)
+    assert opened[1:4] == (State.CLOSED, State.OPEN, FAILED)
     assert opened.wait_seconds == pytest.approx(0.075)
-    assert half_open[:3] == (State.OPEN, State.HALF_OPEN, None)
-    assert closed[:3] == (State.HALF_OPEN, State.CLOSED, None)
+    assert half_open[1:4] == (State.OPEN, State.HALF_OPEN, None)
+    assert closed[1:4] == (State.HALF_OPEN, State.CLOSED, None)
     assert closed.wait_seconds == 0
     assert not any(change.alarms for change in world.changes)
 
@@ -367,8 +368,10 @@ async def test_who_is_told_sees_the_new_state():
         BreakerOptions(min_calls=1),
         clock=lambda: 0.0,
         jitter=lambda: 0.0,
-        on_state=lambda change: seen.append((change.after, embedder.state, embedder.is_open)),
+        on_state=lambda change: seen.append((change.after, of.state, of.is_open)),
     )
+
+    of = embedder.of("model")
 
     async def fail(_):
         raise FAILED
@@ -390,11 +393,11 @@ class Listener(CircuitBreakerListener):
 async def test_the_state_and_its_listeners_are_the_librarys():
     world = World()
     listener = Listener()
-    world.embedder.circuit.add_listener(listener)
+    world.breaker.circuit.add_listener(listener)
     await world.half_opened()
-    assert world.embedder.circuit.current_state is CircuitBreakerState.OPEN
+    assert world.breaker.circuit.current_state is CircuitBreakerState.OPEN
     await world.calls(None)
-    assert world.embedder.circuit.current_state is CircuitBreakerState.CLOSED
+    assert world.breaker.circuit.current_state is CircuitBreakerState.CLOSED
     assert [state.name for state in listener.told] == ["OPEN", "HALF_OPEN", "CLOSED"]
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from schemas.dead_letter import Reason
 from tests.support.dialects import ERRORS, KEY, SHAPES, Failure, Imitation
 from tests.support.embedders import options_for
 from worker.adapters.http_embedder import HttpEmbedder
 from worker.adapters.memory_embedder import MemoryEmbedder
 from worker.core.model import ChunkingOptions, Collection
 from worker.core.packing import Weight, take
-from worker.errors import ProviderMisconfigured, ProviderUnavailable, RejectedInput
+from worker.errors import KeyRefused, ProviderMisconfigured, ProviderUnavailable, RejectedInput
 from worker.ops.search import Query, search
 from worker.ports import EmbeddingRequest
 
@@ -68,7 +69,7 @@ async def test_base64_is_asked_for_in_the_field_of_the_api(name: str):
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_wrong_key_is_a_matter_of_configuration(name: str):
     async with serving(name, key="the-wrong-key") as (_, embedder):
-        with pytest.raises(ProviderMisconfigured) as caught:
+        with pytest.raises(KeyRefused) as caught:
             await embedder.embed(request("one"))
         assert caught.value.status == 401
         assert "the-wr" not in str(caught.value)
@@ -78,8 +79,11 @@ async def test_a_wrong_key_is_a_matter_of_configuration(name: str):
 async def test_a_text_that_is_too_long_is_refused_and_never_cut(name: str):
     async with serving(name) as (server, embedder):
         words = server.shape.max_input_tokens + 1
-        with pytest.raises(RejectedInput):
+        with pytest.raises(RejectedInput) as caught:
             await embedder.embed(request("word " * words))
+        # An unknown server says it in unknown words.
+        said = Reason.REJECTED_INPUT if name == "generic" else Reason.INPUT_TOO_LONG
+        assert caught.value.reason is said
 
 
 @pytest.mark.parametrize("name", ["voyage", "jina"])
@@ -141,6 +145,8 @@ async def test_the_errors_of_the_api_mean_what_they_say(name: str, failure: Fail
             await embedder.embed(request("one"))
         assert type(caught.value) is failure.error
         assert caught.value.status == failure.refusal.status
+        if isinstance(caught.value, RejectedInput):
+            assert caught.value.reason is failure.reason
         if isinstance(caught.value, ProviderUnavailable):
             assert caught.value.retry_after_seconds == failure.retry_after_seconds
         assert await embedder.embed(request("one"))

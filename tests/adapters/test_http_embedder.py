@@ -17,12 +17,14 @@ from schemas.dead_letter import Facts
 from tests.support import provider as scripted
 from tests.support.embedders import options_for
 from tests.support.provider import Provider, vector_of
-from worker.adapters import http_embedder
+from worker.adapters import http_failures
 from worker.adapters.http_embedder import HttpEmbedder
 from worker.embedded.kafka_settings import Certificates
 from worker.errors import (
     BadOutput,
     ConfigError,
+    Forbidden,
+    KeyRefused,
     ProviderMisconfigured,
     ProviderUnavailable,
     QuotaExhausted,
@@ -299,12 +301,12 @@ class TestErrors:
             (scripted.error_body(400, b"[" * 50_000), RejectedInput, 400),
             (scripted.error_body(400, b"x" * 200_000), RejectedInput, 400),
             (scripted.status(400, code="model_not_found"), ProviderMisconfigured, 400),
-            (scripted.status(400, code="invalid_api_key"), ProviderMisconfigured, 400),
+            (scripted.status(400, code="invalid_api_key"), KeyRefused, 400),
             (scripted.status(400, code="insufficient_quota"), QuotaExhausted, 400),
             (scripted.status(400, code="billing_hard_limit_reached"), QuotaExhausted, 400),
             (scripted.status(400, param="model"), ProviderMisconfigured, 400),
             (scripted.status(400, param="dimensions"), ProviderMisconfigured, 400),
-            (scripted.status(400, "Incorrect API key provided"), ProviderMisconfigured, 400),
+            (scripted.status(400, "Incorrect API key provided"), KeyRefused, 400),
             (
                 scripted.status(400, "Invalid model name passed in model=x"),
                 ProviderMisconfigured,
@@ -320,9 +322,9 @@ class TestErrors:
                 ProviderMisconfigured,
                 400,
             ),
-            (scripted.status(401), ProviderMisconfigured, 401),
+            (scripted.status(401), KeyRefused, 401),
             (scripted.status(402), QuotaExhausted, 402),
-            (scripted.status(403), ProviderMisconfigured, 403),
+            (scripted.status(403), Forbidden, 403),
             (scripted.status(404), ProviderMisconfigured, 404),
             (scripted.status(408), ProviderUnavailable, 408),
             (scripted.status(409), ProviderUnavailable, 409),
@@ -519,7 +521,7 @@ class TestErrors:
         self, provider: Provider, make: Make
     ) -> None:
         provider.next(scripted.endless(b" ", 0.01))
-        with pytest.raises(ProviderUnavailable, match="no answer in time"):
+        with pytest.raises(BadOutput, match="did not end in time"):
             await make(timeout_seconds=0.1).embed(request())
         await provider.idle()
 
@@ -614,13 +616,13 @@ class TestErrors:
             and issubclass(error, BaseException)
             and not any(
                 issubclass(error, known) and known not in {aiohttp.ClientError, OSError}
-                for known, _, _ in http_embedder.FAILURES
+                for known, _, _ in http_failures.FAILURES
             )
         }
         assert unmapped == not_of_a_post
 
     def test_the_nearest_class_is_named_first(self) -> None:
-        classes = [error for error, _, _ in http_embedder.FAILURES]
+        classes = [error for error, _, _ in http_failures.FAILURES]
         for place, error in enumerate(classes):
             assert not any(issubclass(error, earlier) for earlier in classes[:place])
 

@@ -16,11 +16,13 @@ from tests.contracts.test_claims import ClaimsContract
 from tests.contracts.test_crashes import CrashesContract
 from tests.contracts.test_holds import HoldsContract
 from tests.contracts.test_ledger import LedgerContract
+from tests.contracts.test_poison import PoisonContract
 from tests.contracts.test_store import StoreContract
 from tests.support.store_worlds import MemoryWorld
 from worker.adapters.memory_database import DocumentRow, MemoryDatabase
 from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
+from worker.adapters.memory_poison import MemoryPoisons
 from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.core.isolation import Alone, CrashEntry
 from worker.core.model import (
@@ -35,7 +37,7 @@ from worker.core.model import (
     Rank,
 )
 from worker.errors import WorkerError
-from worker.ports import DeadLetter, Query, Recorded, Verdict, Write
+from worker.ports import DeadLetter, Poison, PoisonKey, Query, Recorded, Refusal, Verdict, Write
 
 SUITES = {
     "claims": ClaimsContract,
@@ -43,6 +45,7 @@ SUITES = {
     "holds": HoldsContract,
     "store": StoreContract,
     "ledger": LedgerContract,
+    "poisons": PoisonContract,
     "catalog": CatalogContract,
 }
 
@@ -249,6 +252,52 @@ class LiftsForAnybody(MemoryHolds):
         self._database.state.holds.pop((claim.group, claim.partition), None)
 
 
+class KnowsOfEveryTenant(MemoryPoisons):
+    async def known(self, keys: Sequence[PoisonKey]) -> dict[PoisonKey, Poison]:
+        poisons = self._database.state.poisons
+        rows = {key[1:]: poison for key, poison in poisons.items()}
+        return {key: rows[key[1:]] for key in keys if key[1:] in rows}
+
+
+class KnowsOfEveryModel(MemoryPoisons):
+    async def known(self, keys: Sequence[PoisonKey]) -> dict[PoisonKey, Poison]:
+        poisons = self._database.state.poisons
+        rows = {(key.tenant, key.chunk_hash): poison for key, poison in poisons.items()}
+        places = {key: (key.tenant, key.chunk_hash) for key in keys}
+        return {key: rows[place] for key, place in places.items() if place in rows}
+
+
+class KeepsTheFirstRefusal(MemoryPoisons):
+    async def remember(self, refusals: Mapping[PoisonKey, Refusal]) -> None:
+        known = await self.known(list(refusals))
+        new = {key: refusal for key, refusal in refusals.items() if key not in known}
+        await super().remember(new)
+
+
+class ForgetsTheWholeTenant(MemoryPoisons):
+    async def forget(self, keys: Sequence[PoisonKey]) -> None:
+        tenants = {key.tenant for key in keys}
+        poisons = self._database.state.poisons
+        await super().forget([key for key in poisons if key.tenant in tenants])
+
+
+class NeverForgets(MemoryPoisons):
+    async def forget(self, keys: Sequence[PoisonKey]) -> None:
+        pass
+
+
+class TellsNobodyOfPoison(MemoryStore):
+    async def read(self, queries: Sequence[Query]) -> list[Base]:
+        return [replace(base, has_poison=False) for base in await super().read(queries)]
+
+
+class TellsAllOfPoison(MemoryStore):
+    async def read(self, queries: Sequence[Query]) -> list[Base]:
+        poisons = self._database.state.poisons
+        found = await super().read(queries)
+        return [replace(base, has_poison=bool(poisons)) for base in found]
+
+
 class OverwritesACollection(MemoryCatalog):
     async def create(self, collection: Collection, *, index: bool) -> Collection:
         self._database.state.collections.pop(collection.name, None)
@@ -315,6 +364,13 @@ PLANTED = [
     ("ledger", "ledger", MakesPendingAgain),
     ("ledger", "ledger", MarksEveryGroup),
     ("ledger", "ledger", PublishesAtOnce),
+    ("poisons", "poisons", KnowsOfEveryTenant),
+    ("poisons", "poisons", KnowsOfEveryModel),
+    ("poisons", "poisons", KeepsTheFirstRefusal),
+    ("poisons", "poisons", ForgetsTheWholeTenant),
+    ("poisons", "poisons", NeverForgets),
+    ("poisons", "store", TellsNobodyOfPoison),
+    ("poisons", "store", TellsAllOfPoison),
     ("catalog", "catalog", OverwritesACollection),
     ("catalog", "catalog", ForgetsTheOrderOfNames),
     ("catalog", "catalog", GivesEveryCollectionOneId),

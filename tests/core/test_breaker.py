@@ -415,3 +415,39 @@ class GateMachine(RuleBasedStateMachine):
 
 
 TestGateMachine = GateMachine.TestCase
+
+
+def test_it_is_parked_for_what_was_said_to_somebody_else():
+    gate = Gate(BreakerOptions())
+    before = gate.admit(now=0.0)
+    gate.park(until=30.0)
+    assert gate.state is State.OPEN
+    assert (gate.admit(now=29.9), gate.wait_seconds(now=10.0)) == (None, 20.0)
+    gate.succeeded(before, now=1.0)
+    assert gate.state is State.OPEN
+
+
+def test_a_parked_gate_may_be_probed_sooner_and_is_then_closed_by_the_probe_alone():
+    gate = Gate(BreakerOptions())
+    gate.park(until=30.0)
+    gate.probe_from(now=5.0)
+    assert gate.state is State.OPEN
+    probe = gate.admit(now=5.0)
+    assert gate.admit(now=5.0) is None
+    gate.succeeded(probe, now=6.0)
+    assert gate.state is State.CLOSED
+
+
+def test_a_probe_may_not_be_put_off_by_allowing_it():
+    gate = Gate(BreakerOptions())
+    gate.park(until=3.0)
+    gate.probe_from(now=5.0)
+    assert gate.wait_seconds(now=3.0) == 0
+
+
+def test_only_an_answer_that_counts_parks_it():
+    gate = Gate(BreakerOptions())
+    late, first = gate.admit(now=0.0), gate.admit(now=0.0)
+    assert gate.open_until(first, until=30.0)
+    assert not gate.open_until(late, until=60.0)
+    assert gate.wait_seconds(now=0.0) == 30.0

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.dead_letter import Reason
 from worker.config import DialectName
 from worker.core import taxonomy
 from worker.core.taxonomy import (
@@ -15,9 +16,10 @@ from worker.core.taxonomy import (
     FailureClass,
     classify,
     classify_failure,
+    reason_of,
 )
 
-CONTENT, THROTTLE, QUOTA, TRANSIENT, AUTH, CONFIG, BAD_OUTPUT = FailureClass
+CONTENT, THROTTLE, QUOTA, TRANSIENT, AUTH, FORBIDDEN, CONFIG, BAD_OUTPUT = FailureClass
 DIALECTS = get_args(DialectName)
 QUOTED = "a text that says: invalid api key, model not found, Budget has been exceeded"
 
@@ -75,7 +77,11 @@ def test_the_story_in_the_docstrings_is_true():
         (ErrorAnswer(451), TRANSIENT),
         (ErrorAnswer(401), AUTH),
         (ErrorAnswer(401, should_retry=True), AUTH),
-        (ErrorAnswer(403), AUTH),
+        (ErrorAnswer(403), FORBIDDEN),
+        (ErrorAnswer(403, code="AccessDenied"), FORBIDDEN),
+        (ErrorAnswer(403, code="account_deactivated"), AUTH),
+        (ErrorAnswer(403, code="model_not_found"), CONFIG),
+        (ErrorAnswer(403, code="content_filter"), CONTENT),
         (ErrorAnswer(498), AUTH),
         (ErrorAnswer(400, code="invalid_api_key"), AUTH),
         (ErrorAnswer(400, message="Incorrect API key provided: sk-..."), AUTH),
@@ -159,6 +165,58 @@ def test_a_complaint_about_the_texts_is_content(dialect: DialectName, message: s
     assert classify(dialect, ErrorAnswer(400, message=message)) is CONTENT
 
 
+FILTERED, TOO_LONG, REJECTED = (
+    Reason.CONTENT_FILTER,
+    Reason.INPUT_TOO_LONG,
+    Reason.REJECTED_INPUT,
+)
+REASONS = [
+    (ErrorAnswer(400), REJECTED),
+    (ErrorAnswer(422), REJECTED),
+    (ErrorAnswer(400, type="Empty"), REJECTED),
+    (ErrorAnswer(413), TOO_LONG),
+    (ErrorAnswer(400, code="content_filter", param="prompt"), FILTERED),
+    (ErrorAnswer(400, code="content_policy_violation"), FILTERED),
+    (ErrorAnswer(400, type="ResponsibleAIPolicyViolation"), FILTERED),
+    (ErrorAnswer(403, code="content_filter"), FILTERED),
+    (ErrorAnswer(400, code="context_length_exceeded"), TOO_LONG),
+    (ErrorAnswer(400, code="string_above_max_length", param="input[0]"), TOO_LONG),
+    (ErrorAnswer(400, code="max_tokens_per_request"), TOO_LONG),
+    (ErrorAnswer(400, message="This model's maximum context length is 8192"), TOO_LONG),
+    (ErrorAnswer(400, message="Invalid 'input[3]': maximum input length is 8192"), TOO_LONG),
+    (ErrorAnswer(400, message="Invalid 'input': string too long. Expected"), TOO_LONG),
+    (ErrorAnswer(400, message="the input length exceeds the context length"), TOO_LONG),
+    (ErrorAnswer(400, message="Too many tokens in batch. Max is 16384"), TOO_LONG),
+    (ErrorAnswer(400, message="Input is too long."), TOO_LONG),
+    (ErrorAnswer(500, message="input is too large to process"), REJECTED),
+    (ErrorAnswer(400, message="this is no good: 'the input is too long'"), REJECTED),
+    (ErrorAnswer(422, message="Too many inputs in request"), REJECTED),
+]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(("answer", "reason"), REASONS)
+def test_a_refused_text_has_a_precise_reason(dialect: DialectName, answer, reason: Reason):
+    assert reason_of(dialect, answer) is reason
+
+
+OWN_REASONS = [
+    ("voyage", "Request to model 'm' failed. The example at index 0 is too long"),
+    ("voyage", "Request to model 'm' failed. The max allowed tokens per submitted batch is"),
+    ("litellm", "litellm.ContextWindowExceededError: litellm.BadRequestError: too long"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "message"), OWN_REASONS)
+def test_a_dialect_says_too_long_in_its_own_words(dialect: DialectName, message: str):
+    assert reason_of(dialect, ErrorAnswer(400, message=message)) is TOO_LONG
+    assert reason_of("generic", ErrorAnswer(400, message=message)) is REJECTED
+
+
+def test_only_content_has_a_precise_reason():
+    assert {row.meaning for row in TABLE if row.reason is not REJECTED} == {CONTENT}
+
+
 @pytest.mark.parametrize(
     ("code", "meaning"),
     [
@@ -170,6 +228,7 @@ def test_a_complaint_about_the_texts_is_content(dialect: DialectName, message: s
         ("address", CONFIG),
         ("truncated", BAD_OUTPUT),
         ("too_long", BAD_OUTPUT),
+        ("endless", BAD_OUTPUT),
         ("wrong_answer", BAD_OUTPUT),
         ("what nobody knows", TRANSIENT),
     ],
@@ -179,10 +238,10 @@ def test_a_failure_without_an_answer_has_a_class(code: str, meaning: FailureClas
 
 
 def test_every_failure_of_the_transport_has_a_row():
-    from worker.adapters.http_embedder import FAILURES
+    from worker.adapters.http_failures import FAILURES
 
     known = {code for row in TABLE for code in row.failures}
-    assert {code for _, code, _ in FAILURES} | {"too_long", "wrong_answer"} == known
+    assert {code for _, code, _ in FAILURES} | {"too_long", "wrong_answer", "endless"} == known
 
 
 def test_every_class_has_a_row_and_a_reaction():
@@ -196,7 +255,14 @@ def test_no_row_is_dead():
         (dialect, ErrorAnswer(status, code, hinted=hinted))
         for dialect in DIALECTS
         for status in (*range(201, 600), 700)
-        for code in ("", "insufficient_quota", "quota", "api_key", "content_filter")
+        for code in (
+            "",
+            "insufficient_quota",
+            "quota",
+            "api_key",
+            "content_filter",
+            "model_not_found",
+        )
         for hinted in (False, True)
     ]
     answers += [
@@ -208,6 +274,8 @@ def test_no_row_is_dead():
     answers += [("openai", ErrorAnswer(400, message="unauthorized"))]
     answers += [("openai", ErrorAnswer(400, message="unknown parameter: x"))]
     answers += [(dialect, answer) for dialect, answer, _ in OWN_ROWS]
+    answers += [("openai", answer) for answer, _ in REASONS]
+    answers += [(name, ErrorAnswer(400, message=message)) for name, message in OWN_REASONS]
     first = {next(i for i, row in enumerate(TABLE) if row.fits(*one)) for one in answers}
     assert first | {i for i, row in enumerate(TABLE) if row.failures} == set(range(len(TABLE)))
 

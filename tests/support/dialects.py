@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, Self
 
 from aiohttp import web
 
+from schemas.dead_letter import Reason
 from tests.support.provider import as_base64, as_floats, vector_of
 from worker.errors import (
+    Forbidden,
     ProviderMisconfigured,
     ProviderUnavailable,
     QuotaExhausted,
@@ -276,6 +278,7 @@ class Failure(NamedTuple):
     refusal: Refusal
     error: type[Exception]
     retry_after_seconds: float | None = None
+    reason: Reason = Reason.REJECTED_INPUT
 
 
 ERRORS: dict[str, list[Failure]] = {
@@ -317,7 +320,7 @@ ERRORS: dict[str, list[Failure]] = {
                 403,
                 openai_error(403, "Country", code="unsupported_country_region_territory").body,
             ),
-            ProviderMisconfigured,
+            Forbidden,
         ),
     ],
     "azure": [
@@ -350,6 +353,7 @@ ERRORS: dict[str, list[Failure]] = {
                 },
             ),
             RejectedInput,
+            reason=Reason.CONTENT_FILTER,
         ),
         Failure(
             Refusal(404, {"error": {"code": "DeploymentNotFound", "message": "The API dep"}}),
@@ -361,7 +365,7 @@ ERRORS: dict[str, list[Failure]] = {
         ),
         Failure(
             Refusal(403, {"error": {"code": "403", "message": "Access denied due to VNet"}}),
-            ProviderMisconfigured,
+            Forbidden,
         ),
     ],
     "mistral": [

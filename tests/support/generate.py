@@ -37,11 +37,12 @@ def provider_errors() -> str:
             row.says,
             DIALECTS[row.dialect].title if row.dialect else "",
             row.meaning.value,
+            f"`{row.reason}`" if row.meaning is FailureClass.CONTENT else "",
         )
         for row in TABLE
     ]
     classes = [(one.value, one.reaction) for one in FailureClass]
-    failures = table(("status", "what the answer says", "only", "class"), rows)
+    failures = table(("status", "what the answer says", "only", "class", "reason"), rows)
     return failures + "\n\n" + table(("class", "what the worker does"), classes)
 
 

@@ -13,6 +13,7 @@ from tests.support.store_changes import ARTICLES, GROUP, KEY, PARTITION, delete,
 from worker.adapters.memory_database import MemoryDatabase
 from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
+from worker.adapters.memory_poison import MemoryPoisons
 from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
@@ -22,11 +23,22 @@ from worker.adapters.pg_documents import chunk_table
 from worker.adapters.pg_holds import PostgresHolds
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pg_migrations import Migrations
+from worker.adapters.pg_poison import PostgresPoisons
 from worker.adapters.pg_statements import live_claims
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.config import DatabaseOptions
 from worker.core.model import Base, Claim, Collection, DocumentKey, Order, Partition
-from worker.ports import Catalog, Claims, Crashes, Holds, Ledger, Query, Store, Verdict
+from worker.ports import (
+    Catalog,
+    Claims,
+    Crashes,
+    Holds,
+    Ledger,
+    Poisons,
+    Query,
+    Store,
+    Verdict,
+)
 
 
 class Letter(NamedTuple):
@@ -74,6 +86,7 @@ class World:
     holds: Holds
     store: Store
     ledger: Ledger
+    poisons: Poisons
     catalog: Catalog
     articles: Collection
 
@@ -145,6 +158,7 @@ class MemoryWorld(World):
         self.holds = MemoryHolds(self.database)
         self.store = MemoryStore(self.database)
         self.ledger = MemoryLedger(self.database)
+        self.poisons = MemoryPoisons(self.database)
         self.catalog = MemoryCatalog(self.database)
 
     async def chunks(self, key: DocumentKey = KEY) -> list[StoredText]:
@@ -206,6 +220,7 @@ class PostgresWorld(World):
         self.holds = PostgresHolds(database)
         self.store = PgvectorStore(database)
         self.ledger = PostgresLedger(database)
+        self.poisons = PostgresPoisons(database)
         self.catalog = PostgresCatalog(database)
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:

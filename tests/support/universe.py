@@ -19,6 +19,7 @@ from worker.adapters.memory_embedder import MemoryEmbedder
 from worker.adapters.memory_kafka import MemoryBroker, MemoryDeadLetters, MemorySource
 from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
+from worker.adapters.memory_poison import MemoryPoisons
 from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.provider import Provider, rate_limits
@@ -78,6 +79,7 @@ class Universe:
         self.letters = MemoryDeadLetters(self.broker)
         self.members: list[Member] = []
         self.started = 0
+        self.providers: list[Provider] = []
         self.audit = Audit(self, GROUP)
         self.hook = None
         self.database.hook = self._reach
@@ -108,7 +110,7 @@ class Universe:
     def start(self, embedder=None, *, guarded=False) -> Member:
         """Start a worker; `guarded` puts limits and a breaker before its provider."""
         loop = asyncio.get_running_loop()
-        embedder, is_held = embedder or self.embedder, lambda: False
+        embedder, breaker = embedder or self.embedder, None
         if guarded:
             provider = Provider(
                 self.embedder,
@@ -118,7 +120,8 @@ class Universe:
                 clock=loop.time,
                 jitter=self.random.random,
             )
-            embedder, is_held = provider.embedder, lambda: provider.breaker.is_open
+            embedder, breaker = provider.embedder, provider.breaker
+            self.providers.append(provider)
 
         async def inline(function):
             await asyncio.sleep(0)
@@ -133,6 +136,7 @@ class Universe:
             holds=MemoryHolds(self.database),
             store=MemoryStore(self.database),
             ledger=MemoryLedger(self.database),
+            poisons=MemoryPoisons(self.database),
             catalog=MemoryCatalog(self.database),
         )
         around = Surroundings(
@@ -141,7 +145,8 @@ class Universe:
             wall_clock=loop.time,
             jitter=self.random.random,
             offload=inline,
-            is_held=is_held,
+            is_held=lambda: breaker is not None and breaker.is_held,
+            sets_aside=breaker.sets_aside if breaker else lambda _: False,
         )
         name = f"worker-{self.started}"  # never that of one that has ended
         self.started += 1

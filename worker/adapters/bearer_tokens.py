@@ -26,7 +26,7 @@ from yarl import URL
 
 from worker.adapters.embedding_key import EmbeddingKey, header_safe
 from worker.config import EmbeddingOptions
-from worker.errors import ConfigError, ProviderMisconfigured, ProviderUnavailable
+from worker.errors import ConfigError, KeyRefused, ProviderUnavailable
 from worker.ports import Clock, Offload
 
 _log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class BearerTokens:
     async def _request(self) -> _Request:
         secret = self._secret.read()
         if secret is None:
-            raise ProviderMisconfigured(
+            raise KeyRefused(
                 f"embedding.auth {self._options.auth} needs what embedding.api_key_variable or "
                 "embedding.api_key_file names, and nothing is there"
             )
@@ -223,7 +223,7 @@ class BearerTokens:
             url = self._url or _endpoint(account.token_uri or "")
         except (msgspec.DecodeError, ConfigError):
             # From None: a message of msgspec's may quote what is in the file.
-            raise ProviderMisconfigured(
+            raise KeyRefused(
                 "embedding.api_key_variable or embedding.api_key_file names no JSON key file "
                 "with client_email, private_key and an https token_uri"
             ) from None
@@ -265,7 +265,7 @@ def _sign(account: _KeyFile, claims: dict[str, str | int]) -> str:
     try:
         return jwt.encode(header, claims, RSAKey.import_key(account.private_key))
     except (JoseError, ValueError):
-        raise ProviderMisconfigured(
+        raise KeyRefused(
             "the private_key of the service account's JSON key file is no RSA key"
         ) from None
 
@@ -294,7 +294,7 @@ def _refused(status: int, content: bytes) -> ProviderUnavailable:
     named = f" ({code})" if code.isidentifier() and len(code) <= 40 else ""  # noqa: PLR2004  no prose
     said = f"no token: the token endpoint answered {status}{named}"
     if status in _REFUSALS:
-        return ProviderMisconfigured(
+        return KeyRefused(
             f"{said}: check embedding.token_url, embedding.client_id and the secret",
             status=status,
         )

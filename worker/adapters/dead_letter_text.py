@@ -18,8 +18,8 @@ def storable(letter: DeadLetter) -> DeadLetter:
     version = letter.version
     return replace(
         letter,
-        stage=_clean(letter.stage),
-        detail=_clean(letter.detail),
+        stage=clean(letter.stage),
+        detail=clean(letter.detail),
         tenant=_clean_optional(letter.tenant),
         collection=_clean_optional(letter.collection),
         document_id=_clean_optional(letter.document_id),
@@ -28,10 +28,11 @@ def storable(letter: DeadLetter) -> DeadLetter:
     )
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Return a text as PostgreSQL takes it."""
     valid = text[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()
     return valid.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _clean_optional(text: str | None) -> str | None:
-    return None if text is None else _clean(text)
+    return None if text is None else clean(text)

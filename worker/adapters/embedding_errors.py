@@ -18,6 +18,8 @@ from worker.core.retry import parse_retry_after
 from worker.core.taxonomy import ABOUT_REQUEST, ErrorAnswer, FailureClass
 from worker.errors import (
     BadOutput,
+    Forbidden,
+    KeyRefused,
     ProviderMisconfigured,
     ProviderUnavailable,
     QuotaExhausted,
@@ -30,7 +32,8 @@ EXCEPTIONS: Mapping[FailureClass, type[ProviderUnavailable]] = {
     FailureClass.THROTTLE: RateLimited,
     FailureClass.QUOTA: QuotaExhausted,
     FailureClass.TRANSIENT: ProviderUnavailable,
-    FailureClass.AUTH: ProviderMisconfigured,
+    FailureClass.AUTH: KeyRefused,
+    FailureClass.FORBIDDEN: Forbidden,
     FailureClass.CONFIG: ProviderMisconfigured,
     FailureClass.BAD_OUTPUT: BadOutput,
 }
@@ -79,7 +82,10 @@ def parse_error(content: bytes) -> ErrorBody:
     message = error.get("message") or body.get("detail") or inner
     # Mistral wraps FastAPI's list: {"message": {"detail": [{"loc": ["body", "x"]}]}}.
     detail = message.get("detail") if isinstance(message, dict) else body.get("detail")
-    kinds = (error.get("type"), body.get("error_type"), error.get("status"))
+    # Azure's filter: {"error": {..., "innererror": {"code": "ResponsibleAIPolicyViolation"}}}.
+    cause = error.get("innererror")
+    precise = cause.get("code") if isinstance(cause, dict) else None
+    kinds = (precise, error.get("type"), body.get("error_type"), error.get("status"))
     return ErrorBody(
         code=_token(error.get("code")) or "",
         type=next(filter(None, map(_token, kinds)), ""),
@@ -103,19 +109,18 @@ def error_of(
     """Return what an answer other than 200 means."""
     body = parse_error(content)
     should_retry = _should_retry(headers)
-    meaning = taxonomy.classify(
-        dialect,
-        ErrorAnswer(
-            status,
-            *body,
-            hinted="Retry-After" in headers or "retry-after-ms" in headers,
-            should_retry=should_retry,
-        ),
+    answer = ErrorAnswer(
+        status,
+        *body,
+        hinted="Retry-After" in headers or "retry-after-ms" in headers,
+        should_retry=should_retry,
     )
+    meaning = taxonomy.classify(dialect, answer)
     message = _message(status, body, _hint(meaning, status, body))
     told = request_id(headers)
     if meaning is FailureClass.CONTENT:
-        return RejectedInput(message, status=status, request_id=told)
+        reason = taxonomy.reason_of(dialect, answer)
+        return RejectedInput(message, status=status, request_id=told, reason=reason)
     return EXCEPTIONS[meaning](
         message,
         status=status,
@@ -146,7 +151,7 @@ def _should_retry(headers: Mapping[str, str]) -> bool | None:
 def _hint(meaning: FailureClass, status: int, body: ErrorBody) -> str:
     if meaning is FailureClass.QUOTA:
         return _NO_CREDIT
-    if meaning not in {FailureClass.AUTH, FailureClass.CONFIG}:
+    if meaning not in {FailureClass.AUTH, FailureClass.FORBIDDEN, FailureClass.CONFIG}:
         return ""
     if status in ABOUT_REQUEST:
         return (

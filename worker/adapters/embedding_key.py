@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from worker.config import EmbeddingOptions
-from worker.errors import ProviderMisconfigured
+from worker.errors import KeyRefused
 
 Check = Callable[[str, str], str]
 """Returns a key as it is used, given where it is kept; raises where it is none."""
@@ -23,11 +23,11 @@ def header_safe(value: str, where: str) -> str:
     Return a key that a header can carry.
 
     Raises:
-        ProviderMisconfigured: it is none; says where it is kept, and nothing of it.
+        KeyRefused: it is none; says where it is kept, and nothing of it.
     """
     key = value.strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise ProviderMisconfigured(f"{where} holds no key that a header can carry")
+        raise KeyRefused(f"{where} holds no key that a header can carry")
     return key
 
 
@@ -52,7 +52,7 @@ class EmbeddingKey:
         Return the key, None where none is set.
 
         Raises:
-            ProviderMisconfigured: the file cannot be read, or what is kept there is no key.
+            KeyRefused: the file cannot be read, or what is kept there is no key.
         """
         if self._file is not None:
             return self._from_file(self._file)
@@ -81,9 +81,9 @@ class EmbeddingKey:
             if self._last is None or seen != self._seen:
                 self._last = self._check(path.read_text(), "the file of embedding.api_key_file")
                 self._seen = seen
-        except (OSError, UnicodeDecodeError, ProviderMisconfigured) as error:
+        except (OSError, UnicodeDecodeError, KeyRefused) as error:
             if self._last is None:
-                raise ProviderMisconfigured(
+                raise KeyRefused(
                     f"embedding.api_key_file cannot be read or holds no key that a header can "
                     f"carry ({type(error).__name__})"
                 ) from None

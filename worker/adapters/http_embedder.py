@@ -29,6 +29,7 @@ from yarl import URL
 from worker.adapters import embedding_errors, embedding_wire
 from worker.adapters.bearer_tokens import BearerTokens
 from worker.adapters.embedding_key import EmbeddingKey
+from worker.adapters.http_failures import OK, TooLong, failure_of
 from worker.config import EmbeddingOptions
 from worker.core.dialects import DIALECTS, bearer
 from worker.core.model import Vector
@@ -43,30 +44,11 @@ Observe = Callable[[float, str], None]
 Listen = Callable[[Mapping[str, str]], None]
 """Told the headers of every answer of any status, once they have come."""
 
-OK = 200
 UNAUTHORIZED = 401
 CONNECT_SECONDS = 5.0  # a SYN that is lost once is sent again after 1 s, twice after 3 s
 PIECE_BYTES = 64 * 1024
 ERROR_BYTES = 64 * 1024  # the fields we look at come first
 BIG_BODY_BYTES = 1024 * 1024  # aiohttp warns of longer `bytes`; files it sends in pieces
-
-FAILURES: tuple[tuple[type[BaseException], str, str], ...] = (
-    (aiohttp.ConnectionTimeoutError, "connect_timeout", "no connection in time"),
-    (TimeoutError, "timeout", "no answer in time"),
-    (aiohttp.ClientConnectorCertificateError, "certificate", "its certificate is not trusted"),
-    (aiohttp.ServerFingerprintMismatch, "certificate", "its certificate is not trusted"),
-    (aiohttp.ClientSSLError, "tls", "no TLS connection"),
-    (aiohttp.ClientConnectorError, "connect", "no connection"),
-    (aiohttp.ClientConnectionError, "disconnected", "the connection was closed"),
-    (aiohttp.ClientPayloadError, "truncated", "the answer broke off"),
-    (aiohttp.ClientResponseError, "protocol", "the answer is no HTTP"),
-    (aiohttp.RedirectClientError, "protocol", "the answer redirects"),
-    (aiohttp.InvalidURL, "address", "embedding.url cannot be used"),
-    (aiohttp.NonHttpUrlClientError, "address", "embedding.url cannot be used"),
-    (aiohttp.ClientError, "client", "the request failed"),
-    (OSError, "disconnected", "the connection broke"),
-)
-"""The ways in which aiohttp fails, the nearest class first: class, code, words."""
 
 
 class Answer(NamedTuple):
@@ -88,10 +70,6 @@ class Credentials(Protocol):
 
     async def close(self) -> None:
         """Release what it holds."""
-
-
-class _TooLong(Exception):
-    """The answer is longer than allowed."""
 
 
 class HttpEmbedder:
@@ -224,11 +202,11 @@ class HttpEmbedder:
         return await self._send(content, self._headers(request, renewed))
 
     async def _send(self, content: bytes, headers: dict[str, str]) -> Answer:
-        seen = SimpleNamespace(reused=False, headers={})
+        seen = SimpleNamespace(reused=False, status=None, headers={})
         try:
             return await self._exchange(content, headers, seen)
-        except (aiohttp.ClientError, OSError, _TooLong) as error:
-            raise self._unavailable(error, seen.headers) from error
+        except (aiohttp.ClientError, OSError, TooLong) as error:
+            raise self._unavailable(error, seen) from error
 
     async def _exchange(
         self, content: bytes, headers: dict[str, str], seen: SimpleNamespace
@@ -254,8 +232,8 @@ class HttpEmbedder:
                 answer = await self._post(content, headers, seen)
             outcome = str(answer.status)
             return answer  # noqa: TRY300  what fails above is counted below
-        except (aiohttp.ClientError, OSError, _TooLong) as error:
-            outcome = _failure(error)[0]
+        except (aiohttp.ClientError, OSError, TooLong) as error:
+            outcome = failure_of(error, seen.status)[0]
             self.errors[outcome] += 1
             raise
         finally:
@@ -273,7 +251,7 @@ class HttpEmbedder:
             allow_redirects=False,
             trace_request_ctx=seen,
         ) as response:
-            seen.headers = response.headers
+            seen.status, seen.headers = response.status, response.headers
             if self._listen is not None:
                 self._listen(response.headers)
             return Answer(response.status, response.headers, await self._read(response))
@@ -294,7 +272,7 @@ class HttpEmbedder:
         if too_long:
             response.close()
         if too_long and not is_error:
-            raise _TooLong
+            raise TooLong
         return b"".join(pieces)
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -339,27 +317,20 @@ class HttpEmbedder:
             headers["traceparent"] = traceparent
         return headers
 
-    def _unavailable(self, error: Exception, headers: Mapping[str, str]) -> ProviderUnavailable:
+    def _unavailable(self, error: Exception, seen: SimpleNamespace) -> ProviderUnavailable:
         if isinstance(error, aiohttp.ClientConnectorError) and self._session is not None:
             # A cached address may be that of a server which is gone.
             connector = self._session.connector
             if isinstance(connector, aiohttp.TCPConnector):
                 connector.clear_dns_cache()
-        code, words = _failure(error)
-        if isinstance(error, _TooLong):
+        code, words = failure_of(error, seen.status)
+        if isinstance(error, TooLong):
             limit = self._options.max_answer_bytes
             words = f"the answer is longer than embedding.max_answer_bytes ({limit})"
-            return embedding_errors.failure(code, words, headers)
+            return embedding_errors.failure(code, words, seen.headers)
         where = f"{self._url.host}:{self._url.port}"
         words = f"{words}: {where} ({type(error).__name__})"
-        return embedding_errors.failure(code, words, headers)
-
-
-def _failure(error: BaseException) -> tuple[str, str]:
-    for error_class, code, words in FAILURES:
-        if isinstance(error, error_class):
-            return code, words
-    return "too_long", "the answer is too long"
+        return embedding_errors.failure(code, words, seen.headers)
 
 
 def _credentials(

@@ -3,8 +3,10 @@ The port `Embedder` within its provider's quota: no faster than told, no wider t
 
 Owns the turn of the callers: each waits for quota (requests and tokens a minute) and for room
 under the adaptive limit, in order, and only then is the embedder behind it called. So waiting
-for quota never looks like a slow provider, and a breaker behind it sees calls, not queues.
-Never retries; every error of the embedder passes through as it is.
+for quota never looks like a slow provider, and a breaker behind it sees calls, not queues. Who
+would be refused behind it anyway is refused before: a model that is left alone takes neither a
+turn nor quota from the others. Never retries; every error of the embedder passes through as it
+is.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from worker.core.limits import AdaptiveLimit, RateLimits
 from worker.core.model import Vector
 from worker.core.packing import estimate_tokens
+from worker.core.retry import MAX_HINT_SECONDS
 from worker.errors import RateLimited, RejectedInput
 from worker.ports import Clock, Embedder, EmbeddingRequest
 
@@ -21,18 +24,33 @@ class LimitedEmbedder:
     """An embedder that is called at a rate and a width that its provider answers."""
 
     def __init__(
-        self, embedder: Embedder, limit: AdaptiveLimit, rates: RateLimits, *, clock: Clock
+        self,
+        embedder: Embedder,
+        limit: AdaptiveLimit,
+        rates: RateLimits,
+        *,
+        clock: Clock,
+        refuse: Callable[[str], None] = lambda _: None,
+        max_pause_seconds: float = MAX_HINT_SECONDS,
     ) -> None:
+        """
+        Wrap an embedder; `refuse` raises for a model that is not to be asked for now.
+
+        A longer pause than `max_pause_seconds` is the breaker's to keep, for one model alone.
+        """
         self._embedder = embedder
         self._limit = limit
         self._rates = rates
         self._clock = clock
+        self._refuse = refuse
+        self._max_pause_seconds = max_pause_seconds
         # Fair: who came first has the first turn.
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
 
     async def embed(self, request: EmbeddingRequest) -> list[Vector]:
         """Return one vector a text, in order; raises what the embedder behind it raises."""
+        self._refuse(request.model)
         begun = await self._begin(sum(map(estimate_tokens, request.texts)))
         end: Callable[[int], None] = self._limit.ended
         try:
@@ -43,7 +61,9 @@ class LimitedEmbedder:
             raise
         except RateLimited as error:
             end = self._limit.throttled
-            self._rates.pause(error.retry_after_seconds or 0.0, self._clock())
+            hint = error.retry_after_seconds or 0.0
+            if hint <= self._max_pause_seconds:
+                self._rates.pause(hint, self._clock())
             raise
         else:
             return vectors

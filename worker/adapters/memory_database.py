@@ -34,7 +34,7 @@ from worker.core.model import (
     Vector,
 )
 from worker.errors import StoreUnavailable
-from worker.ports import DeadLetter, Hold, Recorded
+from worker.ports import DeadLetter, Hold, Poison, PoisonKey, Recorded
 
 Hook = Callable[[str, str], Awaitable[None]]
 """Awaited with the name of a port's call and the moment: `before`, `open`, `committed`."""
@@ -96,6 +96,7 @@ class State:
     letters: dict[LetterKey, LetterRow] = field(default_factory=dict)
     crashes: dict[tuple[str, Partition], CrashEntry] = field(default_factory=dict)
     holds: dict[tuple[str, Partition], Hold] = field(default_factory=dict)
+    poisons: dict[PoisonKey, Poison] = field(default_factory=dict)
 
     def copy(self) -> "State":
         """Return the same rows in tables of their own."""

@@ -145,6 +145,7 @@ class MemoryStore:
             scope_version=self._scope_version(query.key),
             origin_known=origin is not None
             and _letter_key(query.group, origin) in state.letters,
+            has_poison=any(one.tenant == query.key.tenant for one in state.poisons),
         )
 
     def _scope_version(self, key: DocumentKey) -> int | None:

@@ -54,7 +54,8 @@ select q.ordinality, {_DOCUMENT_COLUMNS},
                where l.grp = q.grp and l.topic = q.origin_topic
                  and l.partition = q.origin_partition
                  and l.incarnation = q.origin_incarnation
-                 and l."offset" = q.origin_offset) as origin_known
+                 and l."offset" = q.origin_offset) as origin_known,
+       exists (select from poison_chunk p where p.tenant = q.tenant) as has_poison
 from unnest($1::text[], $2::text[], $3::text[], $4::text[],
             $5::text[], $6::int[], $7::bigint[], $8::bigint[], $9::int[]) with ordinality
      as q (tenant, collection, id, grp, origin_topic, origin_partition, origin_offset,
@@ -162,6 +163,7 @@ def _base(row: Any) -> Base:
         document=None if row["revision"] is None else _document(row),
         scope_version=row["scope_version"],
         origin_known=row["origin_known"],
+        has_poison=row["has_poison"],
     )
 
 

@@ -23,6 +23,7 @@ from worker.pipeline.isolation import OneByOne, Skip
 from worker.pipeline.marks import Marks
 from worker.pipeline.partitions import Partitions
 from worker.pipeline.prepare import Collections, Prepare
+from worker.pipeline.refusals import Refusals
 from worker.pipeline.runner import Runner, Tasks
 from worker.pipeline.settle import Settle
 from worker.pipeline.store import Save
@@ -36,6 +37,7 @@ from worker.ports import (
     Holds,
     Ledger,
     Offload,
+    Poisons,
     Source,
     Store,
 )
@@ -53,6 +55,10 @@ def _never() -> bool:
     return False
 
 
+def _none(_model: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ports:
     """What a worker talks to; `limits`: what the provider takes in one request."""
@@ -65,6 +71,7 @@ class Ports:
     holds: Holds
     store: Store
     ledger: Ledger
+    poisons: Poisons
     catalog: Catalog
     limits: PackLimits | None = None
 
@@ -74,7 +81,8 @@ class Surroundings:
     """
     What a simulation replaces: stop, clocks (seconds), chance in [0, 1), CPU work.
 
-    `is_held` tells that the provider is left alone, so that nothing more is polled.
+    `is_held` tells that the provider is left alone, so that nothing more is polled;
+    `sets_aside` that one model is, while others are not.
     """
 
     stop: asyncio.Event
@@ -85,6 +93,7 @@ class Surroundings:
     tracing: Tracing = field(default_factory=Tracing)
     observe: Observe = _unobserved
     is_held: Callable[[], bool] = _never
+    sets_aside: Callable[[str], bool] = _none
 
 
 class Worker(NamedTuple):
@@ -176,19 +185,26 @@ def _ingest(
         clock=around.clock,
         grace_seconds=settings.ingest.unknown_collection_grace_seconds,
     )
+    refusals = Refusals(ports.poisons)
     prepare = Prepare(
-        ports.store, collections, settings.ingest, offload=around.offload, spawn=tasks.spawn
+        ports.store,
+        collections,
+        refusals,
+        settings.ingest,
+        offload=around.offload,
+        spawn=tasks.spawn,
     )
     embed = Embed(
         ports.embedder,
+        refusals,
         settings.embedding,
         settings.retry,
         limits=ports.limits,
         counters=counters,
-        clock=around.clock,
         jitter=around.jitter,
         tracing=around.tracing,
         spawn=tasks.spawn,
+        sets_aside=around.sets_aside,
     )
     save = Save(
         ports.store,
@@ -204,6 +220,7 @@ def _ingest(
         embed,
         save,
         marks,
+        refusals,
         settings.ingest,
         is_ending=lives.is_ending,
         jitter=around.jitter,

@@ -6,7 +6,7 @@ poll loop turns, and no partition that has records to poll stands still. A provi
 database that is away is no reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from worker.app.assembly import Worker
@@ -21,8 +21,16 @@ LOOP_LIMIT_SECONDS = 120.0
 class Observation:
     """The answers of the admin port about one worker."""
 
-    def __init__(self, worker: Worker, *, clock: Clock, progress_seconds: float) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        clock: Clock,
+        progress_seconds: float,
+        provider: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         self._worker = worker
+        self._provider = provider
         self._clock = clock
         self._progress_seconds = progress_seconds
         self._seen: dict[PartitionLife, tuple[int, float]] = {}
@@ -57,6 +65,7 @@ class Observation:
                 "in_flight": worker.dispatch.in_flight,
             },
             "provider_requests_in_flight": worker.embed.requests_in_flight,
+            "provider": {"documents_set_aside": worker.embed.patient, **self._provider()},
             "outcomes": {
                 " ".join(filter(None, key)): count
                 for key, count in sorted(worker.counters.outcomes.items())

@@ -2,10 +2,12 @@
 The provider as a worker calls it: within its limits, behind a breaker, over HTTP.
 
 Owns the nesting of the port's wrappers and what the breaker's changes mean: a log line, an
-alarm where a person is needed, and after an outage the width of before it.
+alarm where a person is needed, and after an outage the width of before it. The width is that
+of all models together, so it is brought back only where no other model has steered it since.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
 
@@ -21,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class Provider:
-    """An embedder with all its guards; `breaker` tells whether it is left alone."""
+    """An embedder with all its guards; `breaker` tells which models are left alone."""
 
     def __init__(
         self,
@@ -34,7 +36,7 @@ class Provider:
         jitter: Callable[[], float],
     ) -> None:
         self._limit = AdaptiveLimit(options.concurrency)
-        self._width = options.concurrency
+        self._widths: dict[str, int] = {}
         self.breaker = BreakerEmbedder(
             http,
             breaker,
@@ -47,17 +49,31 @@ class Provider:
             self._limit,
             rates,
             clock=clock,
+            refuse=lambda model: self.breaker.of(model).refuse(),
+            max_pause_seconds=breaker.park_hint_seconds,
         )
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what is known of each model that was asked for."""
+        return {
+            "requests_at_once": self._limit.value,
+            "models": {name: one.describe() for name, one in self.breaker.models.items()},
+        }
+
+    def open_models(self) -> dict[tuple[str, ...], int]:
+        """Return 1 for each model that is left alone, 0 for the others."""
+        return {(name,): int(one.is_open) for name, one in self.breaker.models.items()}
 
     def _changed(self, change: StateChange) -> None:
         if change.before is State.CLOSED:
-            self._width = self._limit.value
-        if change.after is State.CLOSED:
-            self._limit.resume(self._width)
+            self._widths[change.model] = self._limit.value
+        if change.after is State.CLOSED and self.breaker.is_alone_in_use(change.model):
+            self._limit.resume(self._widths[change.model])
         say = log.error if change.alarms else log.warning
         say(
-            f"the provider's breaker is {change.after.value}",
+            f"the provider's breaker is {change.after.value} for model {change.model}",
             action="breaker",
+            model=change.model,
             before=change.before.value,
             after=change.after.value,
             wait_seconds=round(change.wait_seconds, 2),

@@ -23,7 +23,6 @@ import stamina
 import structlog
 
 from worker.adapters.admin_http import AdminServer
-from worker.adapters.breaker_embedder import BreakerEmbedder
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
 from worker.adapters.pg_catalog import PostgresCatalog
@@ -32,11 +31,12 @@ from worker.adapters.pg_client import Database
 from worker.adapters.pg_crashes import PostgresCrashes
 from worker.adapters.pg_holds import PostgresHolds
 from worker.adapters.pg_ledger import PostgresLedger
+from worker.adapters.pg_poison import PostgresPoisons
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.jobs import check_schema
 from worker.app.observation import Observation
-from worker.app.provider import over_http
+from worker.app.provider import Provider, over_http
 from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
 from worker.ports import Embedder, EmbeddingRequest
@@ -101,10 +101,16 @@ async def _main(settings: Settings) -> int:
             opened = await _until(stop, _open(settings, telemetry, stack))
             if opened is None:
                 return 0
-            ports, breaker = opened
-            around = _surroundings(settings, stop, telemetry, breaker)
+            ports, provider = opened
+            around = _surroundings(settings, stop, telemetry, provider)
             worker = assemble(settings, ports, around, counters, owner=_owner())
-            await _observe(settings, worker, telemetry, stack)
+            observation = Observation(
+                worker,
+                clock=time.monotonic,
+                progress_seconds=settings.telemetry.progress_seconds,
+                provider=provider.state,
+            )
+            await _observe(settings.telemetry, worker, observation, telemetry, stack)
             log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
             await worker.runner.run()
             log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
@@ -159,7 +165,7 @@ def _telemetry(stack: AsyncExitStack, counters: Counters) -> Telemetry:
 
 async def _open(
     settings: Settings, telemetry: Telemetry, stack: AsyncExitStack
-) -> tuple[Ports, BreakerEmbedder]:
+) -> tuple[Ports, Provider]:
     """Open what a worker talks to; Kafka's group is joined by the runner."""
     database = await _database(settings)
     stack.push_async_callback(database.close)
@@ -184,7 +190,7 @@ async def _open(
     await _check_dimensions(catalog, embedder)
     dead_letters = KafkaDeadLetters(settings.kafka)
     stack.push_async_callback(dead_letters.close)
-    telemetry.observe("breaker_open", lambda: int(provider.breaker.is_open))
+    telemetry.observe("breaker_open", provider.open_models)
     ports = Ports(
         make_source=lambda: KafkaSource(settings.kafka),
         dead_letters=dead_letters,
@@ -194,10 +200,11 @@ async def _open(
         holds=PostgresHolds(database),
         store=PgvectorStore(database),
         ledger=PostgresLedger(database),
+        poisons=PostgresPoisons(database),
         catalog=catalog,
         limits=embedder.limits,
     )
-    return ports, provider.breaker
+    return ports, provider
 
 
 async def _database(settings: Settings) -> Database:
@@ -231,7 +238,7 @@ async def _check_dimensions(catalog: PostgresCatalog, embedder: Embedder) -> Non
 
 
 def _surroundings(
-    settings: Settings, stop: asyncio.Event, telemetry: Telemetry, breaker: BreakerEmbedder
+    settings: Settings, stop: asyncio.Event, telemetry: Telemetry, provider: Provider
 ) -> Surroundings:
     executor = ThreadPoolExecutor(settings.ingest.cpu_threads, thread_name_prefix="cpu")
     loop = asyncio.get_running_loop()
@@ -247,17 +254,18 @@ def _surroundings(
         offload=offload,
         tracing=telemetry.tracing,
         observe=telemetry.record,
-        is_held=lambda: breaker.is_open,
+        is_held=lambda: provider.breaker.is_held,
+        sets_aside=provider.breaker.sets_aside,
     )
 
 
 async def _observe(
-    settings: Settings, worker: Worker, telemetry: Telemetry, stack: AsyncExitStack
+    options: TelemetryOptions,
+    worker: Worker,
+    observation: Observation,
+    telemetry: Telemetry,
+    stack: AsyncExitStack,
 ) -> None:
-    options = settings.telemetry
-    observation = Observation(
-        worker, clock=time.monotonic, progress_seconds=options.progress_seconds
-    )
     observation.register(telemetry)
     _watch_loop(options, worker, stack)
     if options.admin_port is None:

@@ -116,11 +116,25 @@ class Gate:
             self._open_until = now + self._open_seconds(jitter)
             self._openings += 1
 
-    def open_until(self, permit: Permit, until: float) -> None:
-        """Take note of an answer after which no call can succeed before this time."""
-        if self._ends(permit):
-            self._change(State.OPEN)
-            self._open_until = until
+    def open_until(self, permit: Permit, until: float) -> bool:
+        """
+        Take note of an answer after which no call can succeed before this time.
+
+        Returns whether the call counts: one from before the last change says nothing new.
+        """
+        if not self._ends(permit):
+            return False
+        self.park(until)
+        return True
+
+    def park(self, until: float) -> None:
+        """Open until this time, for what an answer to somebody else's call says."""
+        self._change(State.OPEN)
+        self._open_until = until
+
+    def probe_from(self, now: float) -> None:
+        """Let the next caller be the probe: what it was parked for may be over."""
+        self._open_until = min(self._open_until, now)
 
     def left(self, permit: Permit) -> None:
         """Take a permit back whose call says nothing: cancelled, or throttled."""

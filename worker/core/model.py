@@ -266,12 +266,14 @@ class Base:
     What prepare read of one document in one statement.
 
     `scope_version` is the highest version of a scope delete that reaches it. `origin_known`:
-    the ledger has a dead letter of this group at the origin that the work claims.
+    the ledger has a dead letter of this group at the origin that the work claims. `has_poison`:
+    chunks of this tenant are known to be refused by the provider.
     """
 
     document: StoredDocument | None = None
     scope_version: int | None = None
     origin_known: bool = False
+    has_poison: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

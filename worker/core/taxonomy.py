@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from schemas.dead_letter import Reason
 from worker.config import DialectName
 
 
@@ -27,6 +28,7 @@ class FailureClass(StrEnum):
     QUOTA = "quota"
     TRANSIENT = "transient"
     AUTH = "auth"
+    FORBIDDEN = "forbidden"
     CONFIG = "config"
     BAD_OUTPUT = "bad_output"
 
@@ -39,7 +41,8 @@ class FailureClass(StrEnum):
 _REACTIONS = {
     FailureClass.CONTENT: (
         "Asks again for parts of the request until the text is found; its document alone is "
-        "dead-lettered as `rejected_input`."
+        "dead-lettered, for the reason beside the class, and the text is not asked for again "
+        "before it or the model changes, or the letter is replayed."
     ),
     FailureClass.THROTTLE: (
         "Waits as long as the provider asks, and sends less at once; costs a document no "
@@ -54,15 +57,22 @@ _REACTIONS = {
         "answers nobody, it pauses and nothing is dead-lettered."
     ),
     FailureClass.AUTH: (
-        "Reads the key or fetches a token anew and asks once more; then as config."
+        "Reads the key or fetches a token anew and asks once more; then as config, for all "
+        "models."
+    ),
+    FailureClass.FORBIDDEN: (
+        "Asks once more, then for parts of the request; a document is dead-lettered as "
+        "`rejected_input` only while others are answered, since a firewall may forbid a text. "
+        "Twice in a row and nobody answered between: as config."
     ),
     FailureClass.CONFIG: (
-        "Pauses and raises an alarm that names what to check; nothing is dead-lettered. Goes "
-        "on by itself once it is repaired."
+        "Leaves the model alone and raises an alarm that names what to check; nothing is "
+        "dead-lettered. Goes on by itself once it is repaired."
     ),
     FailureClass.BAD_OUTPUT: (
-        "Never stores it. Asks once more, then for parts of the request; a document is "
-        "dead-lettered as `provider_bad_output` only while others get good answers."
+        "Never stores it. Asks once more, then for parts of the request, for a single text "
+        "up to `retry.max_attempts` times; its document is dead-lettered as "
+        "`provider_bad_output` only while others get good answers."
     ),
 }
 
@@ -89,6 +99,7 @@ class Row:
     """
     One way to fail, and its class; what is None or empty does not matter.
 
+    `reason` is that of the dead letter of a single text that is answered so, of `CONTENT`.
     `codes` is searched for in code and type, `message` is matched at its beginning. A row with
     `failures` is about the transport, or about what came with status 200.
     """
@@ -103,6 +114,7 @@ class Row:
     hinted: bool = False
     asks_to_retry: bool = False
     failures: tuple[str, ...] = ()
+    reason: Reason = Reason.REJECTED_INPUT
 
     def fits(self, dialect: DialectName, answer: ErrorAnswer) -> bool:
         """Tell whether an answer is what this row is about."""
@@ -177,7 +189,13 @@ TABLE: tuple[Row, ...] = (
         says="with `Retry-After` or `retry-after-ms`",
     ),
     # 498: Cohere's and Esri's "invalid token".
-    Row(meaning=FailureClass.AUTH, statuses=(401, 403, 498), says="anything else"),
+    Row(meaning=FailureClass.AUTH, statuses=(401, 498), says="anything else"),
+    Row(
+        meaning=FailureClass.AUTH,
+        statuses=(403,),
+        codes=_code("api_key", "access_terminated", "deactivated", "not_active"),
+        says="a code that names the key or the account",
+    ),
     Row(
         meaning=FailureClass.AUTH,
         statuses=(400, 422),
@@ -213,13 +231,22 @@ TABLE: tuple[Row, ...] = (
     # Before the parameters: Azure names `prompt`, others the field of their filter.
     Row(
         meaning=FailureClass.CONTENT,
-        statuses=ABOUT_REQUEST,
-        codes=_code("content_filter", "content_policy", "context_length", "string_above_max"),
-        says="`content_filter`, `context_length_exceeded`",
+        reason=Reason.CONTENT_FILTER,
+        statuses=(*ABOUT_REQUEST, 403),
+        codes=_code("content_filter", "content_policy", "responsibleaipolicyviolation"),
+        says="`content_filter`, `content_policy...`, `ResponsibleAIPolicyViolation`",
     ),
     Row(
-        meaning=FailureClass.CONFIG,
+        meaning=FailureClass.CONTENT,
+        reason=Reason.INPUT_TOO_LONG,
         statuses=ABOUT_REQUEST,
+        codes=_code("context_length", "string_above_max", "max_tokens_per_request"),
+        says="`context_length_exceeded`, `string_above_max_length`, `max_tokens_per_request`",
+    ),
+    # 403: OpenAI, where the project of the key has no access to the model.
+    Row(
+        meaning=FailureClass.CONFIG,
+        statuses=(*ABOUT_REQUEST, 403),
         codes=_code(
             *("model_not_found", "invalid_model", "unsupported_model", "model_not_supported"),
             *("deploymentnotfound", "operationnotsupported", "invalid_dimensions"),
@@ -280,7 +307,57 @@ TABLE: tuple[Row, ...] = (
         ),
         says="begins with `litellm.UnsupportedParamsError`, or knows no provider of the model",
     ),
-    Row(meaning=FailureClass.CONTENT, statuses=ABOUT_REQUEST, says="anything else"),
+    # A firewall or a gateway in front of the provider, or a key that may not do this.
+    Row(meaning=FailureClass.FORBIDDEN, statuses=(403,), says="anything else"),
+    # Ollama, Jina, Mistral ("Input is too long.", "Too many tokens in batch."), llama.cpp.
+    Row(
+        meaning=FailureClass.CONTENT,
+        reason=Reason.INPUT_TOO_LONG,
+        statuses=ABOUT_REQUEST,
+        message=_prose(
+            *("exceeds the context length", "exceeds maximum length", "too many tokens"),
+            *("(input|prompt|text) is too (long|large)", "larger than the max context size"),
+        ),
+        says="begins with a complaint about the length",
+    ),
+    # OpenAI, Azure, vLLM.
+    Row(
+        meaning=FailureClass.CONTENT,
+        reason=Reason.INPUT_TOO_LONG,
+        statuses=ABOUT_REQUEST,
+        message=re.compile(
+            r"This model's maximum context length"
+            r"|Invalid 'input[^']{0,20}': (maximum|string too long)"
+        ),
+        says="begins with `This model's maximum context length`, or `Invalid 'input': maximum`",
+    ),
+    Row(
+        meaning=FailureClass.CONTENT,
+        reason=Reason.INPUT_TOO_LONG,
+        dialect="voyage",
+        statuses=(400,),
+        message=re.compile(
+            r"Request to model '.{1,80}' failed\. "
+            r"(The example at index \d+ .{0,60}too (long|many)|The max allowed tokens)"
+        ),
+        says="begins with `Request to model ... failed. The example at index ... is too long`",
+    ),
+    Row(
+        meaning=FailureClass.CONTENT,
+        reason=Reason.INPUT_TOO_LONG,
+        dialect="litellm",
+        statuses=(400,),
+        message=re.compile(r"litellm\.ContextWindowExceededError"),
+        says="begins with `litellm.ContextWindowExceededError`",
+    ),
+    # Of more than one text it is parted all the same, until a single one is too large.
+    Row(
+        meaning=FailureClass.CONTENT,
+        reason=Reason.INPUT_TOO_LONG,
+        statuses=(413,),
+        says="anything else",
+    ),
+    Row(meaning=FailureClass.CONTENT, statuses=(400, 422), says="anything else"),
     Row(
         meaning=FailureClass.TRANSIENT,
         statuses=(408, 409, 424, 425),
@@ -290,11 +367,12 @@ TABLE: tuple[Row, ...] = (
     Row(
         meaning=FailureClass.BAD_OUTPUT,
         statuses=range(201, 300),
-        failures=("wrong_answer", "truncated", "too_long"),
+        failures=("wrong_answer", "truncated", "too_long", "endless"),
         says=(
             "200 with too few or too many vectors, a missing or double index, other "
             "dimensions, NaN, infinity, a zero vector, no base64, no JSON, a body that breaks "
-            "off or is above `embedding.max_answer_bytes`; another success"
+            "off, does not end in time or is above `embedding.max_answer_bytes`; any other "
+            "success"
         ),
     ),
     Row(
@@ -321,8 +399,23 @@ def classify(dialect: DialectName, answer: ErrorAnswer) -> FailureClass:
         >>> classify("openai", ErrorAnswer(429)), classify("tei", ErrorAnswer(424))
         (<FailureClass.THROTTLE: 'throttle'>, <FailureClass.TRANSIENT: 'transient'>)
     """
-    rows = (row.meaning for row in TABLE if row.fits(dialect, answer))
-    return next(rows, FailureClass.TRANSIENT)
+    row = _first(dialect, answer)
+    return FailureClass.TRANSIENT if row is None else row.meaning
+
+
+def reason_of(dialect: DialectName, answer: ErrorAnswer) -> Reason:
+    """
+    Return for what a text is dead-lettered that alone is answered so.
+
+        >>> reason_of("tei", ErrorAnswer(413)).value
+        'input_too_long'
+    """
+    row = _first(dialect, answer)
+    return Reason.REJECTED_INPUT if row is None else row.reason
+
+
+def _first(dialect: DialectName, answer: ErrorAnswer) -> Row | None:
+    return next((row for row in TABLE if row.fits(dialect, answer)), None)
 
 
 def classify_failure(code: str) -> FailureClass:

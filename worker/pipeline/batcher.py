@@ -43,6 +43,15 @@ class Call(Generic[In, Out]):
         self.batch: asyncio.Future[None] | None = None
         self.left = False
 
+    def reply(self, answer: Out | BaseException) -> None:
+        """Answer the caller, once; a work function may do so before its batch has ended."""
+        if self.answer.done():
+            return
+        if isinstance(answer, BaseException):
+            self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
+
 
 class Batcher(Generic[In, Out]):
     """A queue in front of a function that works on many items at once."""
@@ -178,12 +187,7 @@ def _may_be_of_one(error: Exception) -> bool:
 
 def _answer(calls: list[Call[In, Out]], answers: Sequence[Out | BaseException]) -> None:
     for call, answer in zip(calls, answers, strict=True):
-        if call.answer.done():
-            continue
-        if isinstance(answer, BaseException):
-            call.answer.set_exception(answer)
-        else:
-            call.answer.set_result(answer)
+        call.reply(answer)
 
 
 async def _until_done(future: asyncio.Future[None]) -> None:

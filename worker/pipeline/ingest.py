@@ -8,6 +8,7 @@ Never settles, never commits.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -32,6 +33,7 @@ from worker.errors import FencedError, PermanentError, StoreUnavailable, WorkerE
 from worker.pipeline.embed import Embed
 from worker.pipeline.marks import Marks
 from worker.pipeline.prepare import Prepare
+from worker.pipeline.refusals import Refusals
 from worker.pipeline.store import Save
 from worker.ports import Verdict
 
@@ -52,6 +54,7 @@ class Ingest:
         embed: Embed,
         save: Save,
         marks: Marks,
+        refusals: Refusals,
         options: IngestOptions,
         *,
         is_ending: Callable[[Claim], bool],
@@ -61,6 +64,7 @@ class Ingest:
         self._embed = embed
         self._save = save
         self._marks = marks
+        self._refusals = refusals
         self._document_timeout_seconds = options.document_timeout_seconds
         self._outlives_defects = options.internal_error == "dead_letter"
         self._is_ending = is_ending
@@ -68,8 +72,8 @@ class Ingest:
 
     @property
     def patient(self) -> int:
-        """How many works only wait for a collection that is not known yet."""
-        return self._prepare.patient
+        """How many works only wait: for an unknown collection, or a model left alone."""
+        return self._prepare.patient + self._embed.patient
 
     async def __call__(self, work: Work) -> Outcome | None:
         """
@@ -80,7 +84,7 @@ class Ingest:
         """
         if isinstance(work.event, Rejected):
             return DeadLettered(work.event.reason, work.event.detail, "decode")
-        answers = self._embed.answers
+        answers = self._embed.answers.copy()
         try:
             async with asyncio.timeout(self._document_timeout_seconds) as deadline:
                 return await self._write(work, deadline)
@@ -100,10 +104,14 @@ class Ingest:
             log.exception("internal error", action="internal_error", position=work.position)
             return DeadLettered(Reason.INTERNAL_ERROR, type(error).__name__, "ingest")
 
-    def _timed_out(self, work: Work, answers: int) -> DeadLettered | None:
-        # While the provider answers nobody, a pass costs the document nothing.
-        if self._embed.answers > answers:
-            work.passes += 1
+    def _timed_out(self, work: Work, before: Counter[str]) -> DeadLettered | None:
+        # While the provider answers nobody for its model, a pass costs the document nothing.
+        answers, model = self._embed.answers, self._prepare.model_of(work)
+        if model is None:
+            was_answered = answers.total() > before.total()
+        else:
+            was_answered = answers[model] > before[model]
+        work.passes += was_answered
         if work.passes < _MAX_PASSES:
             return None
         return DeadLettered(
@@ -123,6 +131,8 @@ class Ingest:
             if self._is_ending(work.claim):
                 return Released()
             vectors = await self._vectors(work, change, deadline)
+            if work.claimed_origin is not None:  # an operator has asked again, and it passed
+                await self._refusals.forget(change)
             verdict = await self._save(work, change, vectors, alone=rounds >= _ALONE_AFTER)
             if verdict is Verdict.APPLIED:
                 self._embed.stored(change)

@@ -2,8 +2,10 @@
 What a document needs: read what is stored, decide, and cut what is new.
 
 Owns the look-up of many documents at once (one statement) and the one hop of many documents
-to a thread (normalise, cut, hash). Never writes. What it answers is either an outcome that
-committed rows cover already, or a change set with the base that it was computed from.
+to a thread (normalise, cut, hash). Never writes. A document with a chunk that the provider is
+known to refuse ends here, before anything of it is bought; a replay is let through. Else what
+it answers is an outcome that committed rows cover already, or a change set with the base that
+it was computed from.
 """
 
 import asyncio
@@ -31,6 +33,7 @@ from worker.core.model import (
 )
 from worker.errors import UnknownCollection
 from worker.pipeline.batcher import Batcher
+from worker.pipeline.refusals import Refusals
 from worker.ports import Catalog, Clock, Offload, Query, Spawn, Store
 
 Prepared = ChangeSet | Unchanged | Superseded
@@ -101,6 +104,11 @@ class Collections:
                     await self._ask(name)
         return self._known.get(name)
 
+    def model_of(self, name: str) -> str | None:
+        """Return the model of a collection, None where it is not known."""
+        known = self._known.get(name)
+        return None if known is None else known.model
+
     def forget(self, name: str) -> None:
         """Look a name up again, the next time."""
         self._known.pop(name, None)
@@ -128,6 +136,7 @@ class Prepare:
         self,
         store: Store,
         collections: Collections,
+        refusals: Refusals,
         options: IngestOptions,
         *,
         offload: Offload,
@@ -135,6 +144,7 @@ class Prepare:
     ) -> None:
         self._store = store
         self._collections = collections
+        self._refusals = refusals
         self._offload = offload
         self._batcher = Batcher[Item, Prepared](
             self._prepare,
@@ -156,6 +166,13 @@ class Prepare:
         collection = await self._collections.find(event.collection)
         return await self._batcher.submit((work, collection))
 
+    def model_of(self, work: Work) -> str | None:
+        """Return the model that a work needs, None where it needs none that is known."""
+        event = work.event
+        if not isinstance(event, DocumentUpserted):
+            return None
+        return self._collections.model_of(event.collection)
+
     def forget(self, work: Work) -> None:
         """Look up a work's collection again, the next time."""
         event = work.event
@@ -169,7 +186,29 @@ class Prepare:
         prepared = [
             changeset.settled(work, base) for (work, _), base in zip(items, bases, strict=True)
         ]
-        return await self._changes(items, bases, prepared)
+        answers = await self._changes(items, bases, prepared)
+        return await self._without_refused(items, bases, answers)
+
+    async def _without_refused(
+        self,
+        items: list[Item],
+        bases: list[Base],
+        answers: list[Prepared | BaseException],
+    ) -> list[Prepared | BaseException]:
+        """End the documents of which a chunk is known to be refused, but for replays."""
+        asked = {
+            number: answer
+            for number, answer in enumerate(answers)
+            if bases[number].has_poison
+            and isinstance(answer, ChangeSet)
+            and answer.insert
+            and not _is_replay(items[number][0], bases[number])
+        }
+        if asked:
+            ends = await self._refusals.known(list(asked.values()))
+            for number, end in zip(asked, ends, strict=True):
+                answers[number] = end or answers[number]
+        return answers
 
     async def _changes(
         self,
@@ -202,9 +241,13 @@ def _query(work: Work) -> Query:
 
 def _rank_by_origin(work: Work, base: Base) -> None:
     """Rank a replayed dead letter where it first stood, once the ledger has vouched for it."""
-    origin = work.claimed_origin
-    if origin is not None and base.origin_known:
-        work.rank = Rank(work.rank.version, origin)
+    if work.claimed_origin is not None and _is_replay(work, base):
+        work.rank = Rank(work.rank.version, work.claimed_origin)
+
+
+def _is_replay(work: Work, base: Base) -> bool:
+    """Tell whether a work is a replayed dead letter, as the ledger knows it."""
+    return work.claimed_origin is not None and base.origin_known
 
 
 def _cut_all(items: list[tuple[Work, Collection, Base]]) -> list[Cut | Exception]:

@@ -79,7 +79,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     _gauge("lag", "{record}", "Stable records not polled yet.", "topic", "partition"),
     _gauge("assigned_partitions", "{partition}", "Partitions that this worker owns."),
     _gauge("paused_partitions", "{partition}", "... of them not polled: sick, or held back."),
-    _gauge("breaker_open", "1", "1 while the provider is left alone and intake pauses."),
+    _gauge("breaker_open", "1", "1 while the provider is left alone for a model.", "model"),
     _gauge("vector_cache_bytes", "By", "Vectors paid for and not stored yet."),
     Instrument(
         "api_latency",
