@@ -21,11 +21,14 @@ from tests.support import works
 from tests.support.pace import offered
 from tests.support.provider import Call, Reply
 from tests.support.verdicts import Verdict, lines
+from worker.adapters.memory_database import MemoryDatabase
+from worker.adapters.memory_poison import MemoryPoisons
 from worker.app.provider import over_http
 from worker.config import EmbeddingOptions, RetryOptions, Settings, TelemetryOptions
 from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
 from worker.errors import PermanentError
 from worker.pipeline.embed import Embed
+from worker.pipeline.refusals import Refusals
 from worker.telemetry import Counters, Tracing, configure_logging
 
 SEED = 20_261_123
@@ -92,14 +95,15 @@ async def stack(*, max_inputs: int = 1) -> AsyncIterator[Stack]:
         )
         embed = Embed(
             guarded.embedder,
+            Refusals(MemoryPoisons(MemoryDatabase())),
             options,
             RetryOptions(),
             limits=http.limits,
             counters=Counters(),
-            clock=time.monotonic,
             jitter=chance.random,
             tracing=Tracing(),
             spawn=tasks.create_task,
+            sets_aside=guarded.breaker.sets_aside,
         )
         try:
             yield Stack(embed, provider, tasks)

@@ -287,7 +287,6 @@ async def test_a_nul_is_a_dead_letter_where_that_is_configured(make_fleet):
     assert [letter.reason for letter in await fleet.letters()] == ["nul_character"]
 
 
-@pytest.mark.xfail(strict=True, reason="all are rejected_input")
 @pytest.mark.parametrize(
     ("name", "text", "code"),
     [
