@@ -42,7 +42,11 @@ class Tasks:
         if self._group is None:
             coroutine.close()
             raise RuntimeError("the worker is not running")
-        task = self._group.create_task(coroutine)
+        try:
+            task = self._group.create_task(coroutine)
+        except RuntimeError:  # the group has ended: what is spawned so late is not begun
+            coroutine.close()
+            raise
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
