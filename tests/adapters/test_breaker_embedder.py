@@ -13,13 +13,15 @@ from aiobreaker.state import CircuitBreakerState
 from tests.contracts.test_embedder import ScriptedEmbedderContract
 from tests.support.embedders import MemorySubject
 from tests.support.virtual_time import run
-from worker.adapters.breaker_embedder import BreakerEmbedder, StateChange
+from worker.adapters.breaker_embedder import BreakerEmbedder, ModelBreaker, StateChange
 from worker.adapters.memory_embedder import MemoryEmbedder
 from worker.config import BreakerOptions
 from worker.core.breaker import PROBE_POLL_SECONDS, State
 from worker.errors import (
     BadOutput,
     BreakerOpen,
+    Forbidden,
+    KeyRefused,
     ProviderMisconfigured,
     ProviderUnavailable,
     QuotaExhausted,
@@ -65,7 +67,10 @@ class World:
             jitter=lambda: 0.5,
             on_state=self.changes.append,
         )
-        self.breaker = self.embedder.of("model")
+
+    @property
+    def breaker(self) -> ModelBreaker:
+        return self.embedder.of("model")
 
     async def _decide(self, _):
         answer = self.answer
@@ -612,3 +617,176 @@ def test_canary_listeners_are_told_before_the_state_is_there_and_one_that_raises
     with pytest.raises(ValueError, match=r"^$"):
         circuit.open()
     assert circuit.current_state is CircuitBreakerState.CLOSED
+
+
+# ---- several models ----
+
+UNKNOWN_MODEL = ProviderMisconfigured("scripted", status=404)
+REVOKED = KeyRefused("scripted", status=401)
+NO_CREDIT = QuotaExhausted("scripted", status=429)
+FORBIDDEN = Forbidden("scripted", status=403)
+
+
+class Models(World):
+    """... that answers each model so."""
+
+    async def of(self, model, answer=None) -> BaseException | None:
+        self.answer = answer
+        try:
+            await self.embedder.embed(REQUEST._replace(model=model))
+        except Exception as error:  # noqa: BLE001 - what comes back is the fact
+            return error
+        return None
+
+    def left_alone(self) -> set[str]:
+        return {name for name, one in self.embedder.models.items() if one.is_open}
+
+
+@pytest.mark.parametrize(
+    "error", [UNKNOWN_MODEL, RateLimited(retry_after_seconds=600)], ids=repr
+)
+async def test_what_is_wrong_with_one_model_parks_no_other(error):
+    world = Models()
+    await world.of("good")
+    await world.of("bad", error)
+    assert world.left_alone() == {"bad"}
+    assert await world.of("good") is None
+    assert isinstance(await world.of("bad"), BreakerOpen)
+    assert [change.model for change in world.changes] == ["bad"]
+
+
+async def test_each_model_has_its_own_rate_of_failure():
+    world = Models()
+    for _ in range(19):
+        await world.of("one", FAILED)
+        await world.of("two", FAILED)
+    assert world.left_alone() == set()
+    await world.of("two", FAILED)
+    assert world.left_alone() == {"two"}
+
+
+@pytest.mark.parametrize("error", [REVOKED, NO_CREDIT], ids=repr)
+async def test_what_concerns_the_account_parks_every_model_with_one_alarm(error):
+    world = Models()
+    for model in ("one", "two", "three"):
+        await world.of(model)
+    await world.of("one", error)
+    assert world.left_alone() == {"one", "two", "three"}
+    assert sum(change.alarms for change in world.changes) == 1
+    for model in ("one", "two", "three"):
+        assert isinstance(await world.of(model), BreakerOpen)
+
+
+@pytest.mark.parametrize("error", [REVOKED, NO_CREDIT], ids=repr)
+async def test_once_one_model_finds_the_account_repaired_the_others_are_probed_at_once(error):
+    world = Models()
+    for model in ("one", "two"):
+        await world.of(model)
+    await world.of("one", error)
+    world.now += 35
+    assert await world.of("two", error) is error
+    assert isinstance(await world.of("two"), BreakerOpen)
+    assert await world.of("one") is None
+    assert await world.of("two") is None
+    assert world.left_alone() == set()
+
+
+async def test_a_model_with_a_fault_of_its_own_waits_for_its_own_repair():
+    world = Models()
+    await world.of("unknown", UNKNOWN_MODEL)
+    await world.of("patient", RateLimited(retry_after_seconds=600))
+    await world.of("good", REVOKED)
+    waits = {name: one.wait_seconds for name, one in world.embedder.models.items()}
+    assert waits == pytest.approx({"unknown": 32.5, "patient": 602.5, "good": 32.5})
+    world.now += 33
+    assert await world.of("good") is None
+    assert world.left_alone() == {"unknown", "patient"}
+    assert isinstance(await world.of("patient"), BreakerOpen)
+
+
+async def test_intake_is_held_while_every_model_in_use_is_left_alone():
+    world = Models()
+    assert not world.embedder.is_held
+    for _ in range(20):
+        await world.of("one", FAILED)
+    assert world.embedder.is_held
+    await world.of("two")
+    assert not world.embedder.is_held
+    world.now += 59
+    assert not world.embedder.is_held
+    world.now += 2
+    assert world.embedder.is_held
+
+
+async def test_a_model_that_has_to_be_repaired_itself_holds_nothing():
+    """Others may be fine that nobody has asked for yet."""
+    world = Models()
+    await world.of("unknown", UNKNOWN_MODEL)
+    assert world.left_alone() == {"unknown"}
+    assert not world.embedder.is_held
+    assert world.embedder.sets_aside("unknown")
+    await world.of("two", NO_CREDIT)
+    assert world.embedder.is_held
+
+
+async def test_a_model_is_set_aside_only_while_another_is_asked():
+    world = Models()
+    for _ in range(20):
+        await world.of("one", FAILED)
+    assert not world.embedder.sets_aside("one")
+    await world.of("two")
+    assert world.embedder.sets_aside("one")
+    assert not world.embedder.sets_aside("two")
+    assert not world.embedder.sets_aside("never asked for")
+
+
+async def test_the_state_of_each_model_is_told_in_words():
+    world = Models()
+    await world.of("good")
+    await world.of("bad", UNKNOWN_MODEL)
+    states = {name: one.describe() for name, one in world.embedder.models.items()}
+    assert states == {
+        "good": {"state": "closed", "wait_seconds": 0, "error": None},
+        "bad": {"state": "open", "wait_seconds": 32.5, "error": "scripted"},
+    }
+
+
+# ---- 403 ----
+
+
+async def test_a_403_between_answers_parks_nothing():
+    world = Models()
+    for _ in range(50):
+        assert await world.of("model", FORBIDDEN) is FORBIDDEN
+        assert await world.of("model") is None
+    assert world.changes == []
+
+
+async def test_two_403_in_a_row_park_the_model():
+    world = Models()
+    await world.of("other")
+    await world.of("model", None)
+    await world.of("model", FORBIDDEN)
+    assert world.left_alone() == set()
+    await world.of("model", FORBIDDEN)
+    assert world.left_alone() == {"model"}
+    assert [change.alarms for change in world.changes] == [True]
+
+
+async def test_a_refused_text_between_two_403_is_an_answer():
+    world = Models()
+    await world.of("model", FORBIDDEN)
+    await world.of("model", RejectedInput(status=400))
+    await world.of("model", FORBIDDEN)
+    assert world.left_alone() == set()
+
+
+async def test_a_parked_model_stays_parked_while_its_probes_are_forbidden():
+    world = Models()
+    await world.of("model", FORBIDDEN)
+    await world.of("model", FORBIDDEN)
+    for _ in range(5):
+        world.now += 35
+        assert await world.of("model", FORBIDDEN) is FORBIDDEN
+        assert isinstance(await world.of("model"), BreakerOpen)
+    assert sum(change.alarms for change in world.changes) == 1

@@ -111,6 +111,11 @@ class ModelBreaker:
         """When a call may get through, 0 where one would now."""
         return self._gate.wait_seconds(self._around.clock())
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether it was told for how long no call can succeed."""
+        return self.is_open and self._has_alarmed
+
     def describe(self) -> Mapping[str, Any]:
         """Return the state in words."""
         return {
@@ -305,9 +310,11 @@ class BreakerEmbedder:
                     other.probe_now()
 
     def _park_others(self, told: ModelBreaker, error: ProviderUnavailable) -> None:
+        until = told.spread(self._around.options.park_seconds)
         for other in self._models.values():
-            if other is not told:
-                other.park(error, told.spread(self._around.options.park_seconds))
+            # What is parked already, and for its own sake, is not asked any sooner for this.
+            if other is not told and not other.is_parked:
+                other.park(error, until)
 
     def _is_asked(self, breaker: ModelBreaker) -> bool:
         is_used = self._around.clock() - breaker.used_at < IN_USE_SECONDS

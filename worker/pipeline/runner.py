@@ -44,7 +44,7 @@ class Tasks:
             raise RuntimeError("the worker is not running")
         try:
             task = self._group.create_task(coroutine)
-        except RuntimeError:  # the worker is ending
+        except RuntimeError:  # the group has ended: what is spawned so late is not begun
             coroutine.close()
             raise
         self._running.add(task)
