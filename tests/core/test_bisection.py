@@ -69,6 +69,11 @@ def test_one_poison_is_found_at_every_position(size):
         assert_exact(size, {position})
 
 
+def test_every_pair_of_poisons_in_a_request_of_sixty_four_is_found():
+    for poison in combinations(range(64), 2):
+        assert_exact(64, set(poison))
+
+
 @pytest.mark.parametrize("count", range(1, 9))
 def test_up_to_eight_of_sixty_four_are_found_wherever_they_are(count):
     places = Random(count)

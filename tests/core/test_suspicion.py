@@ -89,6 +89,19 @@ def test_a_provider_that_says_that_another_try_is_in_vain_is_believed_once_other
     assert judged(alone(), FINAL, 0, 0, 1) == [AGAIN, AGAIN, CONVICT]
 
 
+def test_while_the_provider_fails_at_random_who_fails_often_is_not_to_blame():
+    """Of the others one is answered for each that fails; later four for each."""
+    one = alone()
+    tries = [one.failed(ILL, answers=20 * n, failures=1 + 21 * n) for n in range(9)]
+    assert tries == [AGAIN] * 9
+    assert one.failed(ILL, answers=1000, failures=1 + 21 * 9) is CONVICT
+
+
+def test_its_own_failures_are_not_those_of_others():
+    one = alone()
+    assert [one.failed(ILL, answers=n, failures=1 + n) for n in range(5)][-1] is CONVICT
+
+
 # ---- wrong answers ----
 
 

@@ -116,3 +116,190 @@ def test_exactly_the_poisoned_documents_are_dead_letters_within_the_bound(poison
         assert all(count == 1 for count in universe.embedder.embedded.values())
 
     live(story, settings=with_options(embedding={"max_inputs": 64}))
+
+
+# ---- outages charge nobody ----
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("inputs", [1, 16])
+def test_an_outage_after_others_were_answered_charges_nobody(guarded, inputs):
+    """Too few calls to open the breaker; and every request has seen others being answered."""
+
+    async def story(universe):
+        down = False
+
+        async def script(request):
+            await asyncio.sleep(1)
+            if down:
+                raise ProviderUnavailable("503", status=503)
+
+        universe.embedder.script = script
+        universe.start(guarded=guarded)
+        for start in range(0, 40, 4):
+            fill(universe, 4, start=start)
+            await asyncio.sleep(0.7)
+        down = True
+        await asyncio.sleep(3600)
+        assert universe.letters.letters == []
+        down = False
+        await universe.settled()
+        assert universe.letters.letters == []
+        assert len(universe.database.state.documents) == 40
+
+    live(story, settings=with_options(BUSY, embedding={"max_inputs": inputs}))
+
+
+def test_a_hint_of_more_than_two_minutes_is_waited_for_without_a_call():
+    async def story(universe):
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 500
+
+        async def script(request):
+            if loop.time() < until:
+                raise RateLimited(status=429, retry_after_seconds=until - loop.time())
+
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        fill(universe, 200)
+        await asyncio.sleep(499)
+        assert universe.embedder.requests <= 8
+        await universe.settled()
+        assert loop.time() - until < 5 + 2
+        assert universe.letters.letters == []
+
+    live(story, settings=BUSY)
+
+
+# ---- amplification ----
+
+
+@pytest.mark.parametrize("inputs", [1, 16])
+def test_where_every_other_call_fails_no_more_is_sent_than_a_fifth_above_what_it_takes(inputs):
+    async def story(universe):
+        async def script(request):
+            await asyncio.sleep(0.05)
+            if universe.random.random() < 0.5:
+                raise ProviderUnavailable("500", status=500)
+
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        fill(universe, 1500)
+        await universe.settled()
+        # What is needed at the least: one good call a request, and each takes two on average.
+        needed = 2 * universe.embedder.answers
+        assert universe.embedder.requests <= 1.2 * needed
+        assert universe.letters.letters == []
+
+    live(story, settings=with_options(BUSY, embedding={"max_inputs": inputs}))
+
+
+# ---- throttling ----
+
+
+class Quota:
+    """A provider that takes so many requests in each window, and tells when the next begins."""
+
+    def __init__(self, per_window, window_seconds):
+        self.loop = asyncio.get_running_loop()
+        self.per_window = per_window
+        self.window_seconds = window_seconds
+        self.taken = {}
+        self.ends = []
+
+    async def __call__(self, request):
+        await asyncio.sleep(0.02)
+        window, past = divmod(self.loop.time(), self.window_seconds)
+        taken = self.taken[window] = self.taken.get(window, 0) + 1
+        if taken > self.per_window:
+            self.ends.append((self.loop.time(), 429))
+            raise RateLimited(status=429, retry_after_seconds=self.window_seconds - past)
+        self.ends.append((self.loop.time(), 200))
+
+    def share_of_429(self, since):
+        ends = [status for at, status in self.ends if at >= since]
+        return ends.count(429) / len(ends)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "configured", "per_window", "window_seconds"),
+    [(8, None, 600, 60), (4, None, 300, 30), (50, 300, 300, 60)],
+)
+def test_a_storm_of_429_drains_at_the_rate_of_the_quota(
+    concurrency, configured, per_window, window_seconds
+):
+    async def story(universe):
+        loop = asyncio.get_running_loop()
+        quota = universe.embedder.script = Quota(per_window, window_seconds)
+        count = 4 * per_window
+        fill(universe, count)
+        began = loop.time()
+        universe.start(guarded=True)
+        await universe.settled()
+        # The windows are the provider's: the first one may have begun before we did.
+        ideal = count / per_window * window_seconds
+        assert loop.time() - began <= 1.1 * ideal
+        assert quota.share_of_429(since=began + 60) <= 0.02
+        assert universe.letters.letters == []
+        assert len(universe.database.state.documents) == count
+
+    options = {"concurrency": concurrency, "requests_per_minute": configured}
+    live(story, settings=with_options(BUSY, embedding={"max_inputs": 1} | options))
+
+
+def test_after_the_first_good_probe_the_full_rate_is_back_within_two_seconds():
+    async def story(universe):
+        loop = asyncio.get_running_loop()
+        down, goods = False, []
+
+        async def script(request):
+            await asyncio.sleep(0.1)
+            if down:
+                raise ProviderUnavailable("503", status=503)
+            goods.append(loop.time())
+
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        fill(universe, 5000)
+        await asyncio.sleep(5)
+        full = sum(at > loop.time() - 1 for at in goods)
+        assert full >= 300
+        down = True
+        await asyncio.sleep(300)
+        goods.clear()
+        down = False
+        await asyncio.sleep(5 + 2 + 2)
+        first = goods[0]
+        assert sum(first + 2 <= at < first + 3 for at in goods) >= 0.95 * full
+
+    options = {"max_documents": 1000, "max_in_flight": 200}
+    live(story, settings=with_options(BUSY, queue=options, embedding={"concurrency": 40}))
+
+
+# ---- poisons ----
+
+
+def test_one_or_two_poisons_cost_no_more_than_the_bound_wherever_they_stand():
+    async def story(universe, poisons):
+        async def script(request):
+            if any(text.startswith("poison") for text in request.texts):
+                raise RejectedInput(status=400)
+
+        universe.embedder.script = script
+        for number in range(64):
+            text = f"{'poison' if number in poisons else 'text'} {number}"
+            universe.publish(upsert(f"d{number}", 1, text), partition=0)
+        universe.start()
+        await universe.settled()
+        dead = {letter.document_id for letter in universe.letters.letters}
+        assert dead == {f"d{number}" for number in poisons}
+        k = len(poisons)
+        assert universe.embedder.requests <= 2 + 2 * k * log2(64 / k) + 2 * k
+
+    places = [{one} for one in range(0, 64, 9)] + [{0, 63}, {31, 32}, {1, 2}]
+    for poisons in places:
+        live(
+            lambda universe, poisons=poisons: story(universe, poisons),
+            settings=with_options(embedding={"max_inputs": 64}),
+            partitions=1,
+        )

@@ -3,7 +3,8 @@ Whether the texts of a failed request are to blame for it.
 
 Owns the failed tries of one request, or of a part of one, and what speaks against its texts. A
 provider that fails says nothing by itself, as it may fail for everybody; only where it gives
-others good answers meanwhile do texts stand out. Once they do, a request of several is parted
+others good answers meanwhile do texts stand out, and where it fails at random only those that
+fail far more often than others. Once they do, a request of several is parted
 to find the one, and a text that is alone is blamed. Refusals (`RejectedInput`) name the texts
 and need no suspicion. Never waits, never sends.
 
@@ -29,6 +30,9 @@ _FORBIDDEN_BEFORE_PARTING = 2
 # A part of several documents has shown nothing yet but that one of them may be at fault: with
 # one try, a provider that fails every other call would be asked 1.2 times as often as needed.
 _TRIES_OF_A_PART = 2
+# Where every other call fails, one text of 32 fails five times in a row. It is no more to blame
+# than the others as long as not four in five of theirs are answered.
+_ANSWERS_PER_FAILURE = 4
 
 
 class Judgement(Enum):
@@ -43,7 +47,8 @@ class Suspicion:
     """
     What speaks against the texts of one request.
 
-    `answers` is how many good answers the provider has given for the model, to anybody.
+    `answers` is how many good answers the provider has given for the model, to anybody, and
+    `failures` how often it has failed for it.
 
         >>> alone = Suspicion(max_attempts=5, texts=1)
         >>> alone.failed(Forbidden(status=403), answers=7).name
@@ -72,13 +77,14 @@ class Suspicion:
         self._first_failed = since
         self._last_failed = since
         self._counted = 0
+        self._failures_before = 0
         self._bad = 0
         self.forbidden = 0
         self.tries = 0
         self.throttled = 0
         self.waits_for_others = False
 
-    def failed(self, error: ProviderUnavailable, answers: int) -> Judgement:
+    def failed(self, error: ProviderUnavailable, answers: int, failures: int = 0) -> Judgement:
         """Take note of a failed try."""
         match error:
             case BreakerOpen():
@@ -88,14 +94,16 @@ class Suspicion:
                 self.throttled += 1
                 return Judgement.TRY_AGAIN
         self.tries += 1
-        judgement = self._judge(error, answers)
+        if self.tries == 1:
+            self._failures_before = failures
+        judgement = self._judge(error, answers, failures - self._failures_before)
         self._last_failed = answers
         if self._first_failed is None:
             self._first_failed = answers
         self.waits_for_others = judgement is Judgement.HEAR_OTHERS
         return judgement
 
-    def _judge(self, error: ProviderUnavailable, answers: int) -> Judgement:
+    def _judge(self, error: ProviderUnavailable, answers: int, failures: int) -> Judgement:
         match error:
             case BadOutput():
                 return self._answered_badly(answers)
@@ -104,7 +112,8 @@ class Suspicion:
             case ProviderMisconfigured() | QuotaExhausted():
                 return Judgement.TRY_AGAIN
             case _:
-                return self._found_it_ill(answers, is_final=error.should_retry is False)
+                is_final = error.should_retry is False
+                return self._found_it_ill(answers, failures, is_final=is_final)
 
     def _forget_answers(self, answers: int) -> None:
         if self._last_failed is not None:
@@ -126,13 +135,15 @@ class Suspicion:
             return Judgement.TRY_AGAIN
         return _verdict(not self._is_alone or _is_later(answers, self._last_failed))
 
-    def _found_it_ill(self, answers: int, *, is_final: bool) -> Judgement:
+    def _found_it_ill(self, answers: int, failures: int, *, is_final: bool) -> Judgement:
         # A try counts only where somebody was answered since the one before: an outage is not
         # the fault of who was answered last before it.
         self._counted += self._last_failed is None or answers > self._last_failed
         is_enough = self._counted >= self._tries_when_ill or is_final
-        is_enough = is_enough and _is_later(answers, self._first_failed)
-        return Judgement.CONVICT if is_enough else Judgement.TRY_AGAIN
+        of_others = max(0, failures - (self.tries - 1))
+        stands_out = answers - (self._first_failed or 0) >= _ANSWERS_PER_FAILURE * of_others
+        is_proven = is_enough and stands_out and _is_later(answers, self._first_failed)
+        return Judgement.CONVICT if is_proven else Judgement.TRY_AGAIN
 
 
 def _is_later(answers: int, before: int | None) -> bool:

@@ -29,6 +29,7 @@ from worker.errors import (
     Forbidden,
     PermanentError,
     ProviderUnavailable,
+    RateLimited,
     RejectedInput,
 )
 from worker.pipeline.batcher import Call
@@ -92,6 +93,7 @@ class Buy:
         self._budget = retry.RetryBudget()
         self._sending = asyncio.Semaphore(concurrency)
         self.answers: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
 
     async def __call__(self, pieces: Sequence[Piece]) -> AsyncIterator[Found]:
         """Ask for chunks of one model; yield each of them once, with its vector or its end."""
@@ -163,7 +165,8 @@ class Buy:
             except RejectedInput as error:
                 return error
             except ProviderUnavailable as error:
-                judgement = suspicion.failed(error, self.answers[model])
+                self._failures[model] += not isinstance(error, BreakerOpen | RateLimited)
+                judgement = suspicion.failed(error, self.answers[model], self._failures[model])
                 if judgement is Judgement.CONVICT:
                     return error
                 if judgement is Judgement.HEAR_OTHERS:
