@@ -51,7 +51,7 @@ BAD = {
         value(collection="nowhere"),
         "unknown_collection",
     ),
-    "a text that the provider refuses": (KEY, value(text=REFUSED), "rejected_input"),
+    "a text that the provider refuses": (KEY, value(text=REFUSED), "content_filter"),
     "a value that PostgreSQL refuses": (
         b"acme/articles/trigger",
         value(id="trigger"),
