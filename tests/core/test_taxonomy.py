@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from schemas.dead_letter import Reason
 from worker.config import DialectName
 from worker.core import taxonomy
+from worker.core.failure_class import FailureClass
 from worker.core.taxonomy import (
     TABLE,
     ErrorAnswer,
-    FailureClass,
     classify,
     classify_failure,
     reason_of,
@@ -244,9 +244,8 @@ def test_every_failure_of_the_transport_has_a_row():
     assert {code for _, code, _ in FAILURES} | {"too_long", "wrong_answer", "endless"} == known
 
 
-def test_every_class_has_a_row_and_a_reaction():
+def test_every_class_has_a_row():
     assert {row.meaning for row in TABLE} == set(FailureClass)
-    assert all(one.reaction.endswith(".") for one in FailureClass)
 
 
 def test_no_row_is_dead():

@@ -134,7 +134,7 @@ async def test_a_poison_newer_version_leaves_the_waiting_good_one_shown(fleet, d
     stored = await fleet.stored()
     assert (stored[document], stored[f"{document}-neighbour"]) == (good, neighbour)
     (letter,) = [one for one in await fleet.letters() if one.key == bad[0]]
-    assert letter.reason == "rejected_input"
+    assert letter.reason == "content_filter"
     assert letter.value == bad[1]
     assert list(letter.originals) == headers
     assert fleet.provider.embedded[poison] == 0

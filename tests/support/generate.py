@@ -16,7 +16,8 @@ from schemas import specification
 from schemas.dead_letter import Reason
 from worker.cli.setting_names import Setting, all_settings
 from worker.core.dialects import DIALECTS
-from worker.core.taxonomy import TABLE, FailureClass
+from worker.core.failure_class import FailureClass
+from worker.core.taxonomy import TABLE
 from worker.telemetry.instruments import INSTRUMENTS, Kind
 
 ROOT = Path(__file__).parents[2]

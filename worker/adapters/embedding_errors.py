@@ -14,8 +14,9 @@ import msgspec
 
 from worker.config import DialectName
 from worker.core import taxonomy
+from worker.core.failure_class import FailureClass
 from worker.core.retry import parse_retry_after
-from worker.core.taxonomy import ABOUT_REQUEST, ErrorAnswer, FailureClass
+from worker.core.taxonomy import ABOUT_REQUEST, ErrorAnswer
 from worker.errors import (
     BadOutput,
     Forbidden,
