@@ -32,6 +32,7 @@ create table partition_crash (
     partition int not null,
     claim_id uuid not null,
     owner text not null,
+    history text not null,
     ended boolean not null default false,
     start_offset bigint not null,
     unclean_ends int not null default 0,
@@ -40,6 +41,7 @@ create table partition_crash (
     suspect_offset bigint,
     suspect_fetching boolean not null default false,
     suspect_ends int not null default 0,
+    given_up int not null default 0,
     updated_at timestamptz not null default now(),
     primary key (grp, topic, partition)
 );
@@ -49,14 +51,16 @@ comment on column partition_crash.topic is 'Topic.';
 comment on column partition_crash.partition is 'Partition.';
 comment on column partition_crash.claim_id is 'The claim that runs, or ran last.';
 comment on column partition_crash.owner is 'The process that took it.';
+comment on column partition_crash.history is 'The server''s history at that claim: an entry of another one may have been restored, and says nothing.';
 comment on column partition_crash.ended is 'It was given back in order; false at the next claim of another process: an unclean end.';
 comment on column partition_crash.start_offset is 'Where that claim began.';
 comment on column partition_crash.unclean_ends is 'Unclean ends in a row after which the partition began at start_offset; from two on it runs one record at a time.';
-comment on column partition_crash.alone_offset is 'The record that is alone in flight now; null: none, or it waits for the provider.';
+comment on column partition_crash.alone_offset is 'The record that the owner is busy with now; null: none, or it waits for something.';
 comment on column partition_crash.alone_fetching is 'It is being fetched, and has not been seen yet.';
-comment on column partition_crash.suspect_offset is 'The record that was alone in flight at the last unclean end.';
+comment on column partition_crash.suspect_offset is 'The record that the owner was busy with at the last unclean end.';
 comment on column partition_crash.suspect_fetching is 'It was being fetched then.';
 comment on column partition_crash.suspect_ends is 'At how many unclean ends in a row it was; at two it is dead-lettered.';
+comment on column partition_crash.given_up is 'Records in a row that were given up; at three nothing more is before one has passed.';
 comment on column partition_crash.updated_at is 'When this row was last written.';
 
 create table partition_hold (

@@ -23,7 +23,7 @@ class CrashesContract:
 
     async def test_the_first_entry_is_the_owners(self, world: World) -> None:
         claim, entry = await begin(world, "a")
-        assert entry == CrashEntry(claim.claim_id, "a", 7)
+        assert entry == CrashEntry(claim.claim_id, "a", claim.history, 7)
 
     async def test_an_owner_that_did_not_end_has_ended_uncleanly(self, world: World) -> None:
         await begin(world, "a")
@@ -96,7 +96,18 @@ class CrashesContract:
         for other in (claim._replace(claim_id=stale(claim)[2].claim_id),):
             with pytest.raises(FencedError):
                 await world.crashes.mark(other, WORKED)
+            with pytest.raises(FencedError):
+                await world.crashes.gave_up(other, 1)
         assert await world.crashes.begin(claim, "b", 7) == entry
+
+    async def test_how_many_were_given_up_is_handed_on(self, world: World) -> None:
+        claim, entry = await begin(world, "a")
+        assert entry.given_up == 0
+        await world.crashes.gave_up(claim, 2)
+        claim, entry = await begin(world, "b")
+        assert entry.given_up == 2
+        await world.crashes.gave_up(claim, 0)
+        assert (await begin(world, "c"))[1].given_up == 0
 
     async def test_partitions_and_groups_stand_alone(self, world: World) -> None:
         claim, _ = await begin(world, "a")

@@ -31,13 +31,19 @@ class HoldsContract:
         found = await world.holds.found(GROUP, PARTITION)
         assert found == Hold("too many", is_resumed=True)
 
-    async def test_held_again_it_waits_for_another_word(self, world: World) -> None:
+    async def test_held_again_it_keeps_an_operators_word(self, world: World) -> None:
         claim = await world.claim()
         await world.holds.hold(claim, "too many")
-        await world.holds.resume(GROUP, PARTITION)
         await world.holds.hold(claim, "still too many")
         found = await world.holds.found(GROUP, PARTITION)
         assert found == Hold("still too many", is_resumed=False)
+        await world.holds.resume(GROUP, PARTITION)
+        await world.holds.hold(claim, "again too many")
+        found = await world.holds.found(GROUP, PARTITION)
+        assert found == Hold("again too many", is_resumed=True)
+        await world.holds.lift(claim)
+        await world.holds.hold(claim, "too many")
+        assert await world.holds.found(GROUP, PARTITION) == HELD
 
     async def test_a_lifted_hold_is_gone(self, world: World) -> None:
         claim = await world.claim()

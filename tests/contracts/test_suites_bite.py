@@ -234,12 +234,10 @@ class CountsARepeatedBegin(MemoryCrashes):
         return await super().begin(claim, owner, start)
 
 
-class HoldsOnlyOnce(MemoryHolds):
+class ForgetsTheWordWhenHeldAgain(MemoryHolds):
     async def hold(self, claim: Claim, problem: str) -> None:
-        held = await self.found(claim.group, claim.partition)
+        self._database.state.holds.pop((claim.group, claim.partition), None)
         await super().hold(claim, problem)
-        if held is not None:
-            self._database.state.holds[claim.group, claim.partition] = held
 
 
 class ResumesByLifting(MemoryHolds):
@@ -343,7 +341,7 @@ PLANTED = [
     ("crashes", "crashes", ForgetsTheMark),
     ("crashes", "crashes", MarksForAnybody),
     ("crashes", "crashes", CountsARepeatedBegin),
-    ("holds", "holds", HoldsOnlyOnce),
+    ("holds", "holds", ForgetsTheWordWhenHeldAgain),
     ("holds", "holds", ResumesByLifting),
     ("holds", "holds", LiftsForAnybody),
     ("store", "store", DoesNotCheckTheBase),

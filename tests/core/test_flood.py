@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.config import DeadLetterOptions
-from worker.core.flood import FloodGuard, Flow
+from worker.core.flood import FloodGuard, FloodState
 
 OPTIONS = DeadLetterOptions(
     max_share=0.05, sample_records=100, window_seconds=60, probe_records=20
@@ -33,9 +33,9 @@ def test_one_letter_above_the_share_is_not_let_through():
     guard = FloodGuard(OPTIONS)
     for number in range(99):
         assert end(guard, dead=number >= 94)  # 5 of 99
-    assert guard.flow is Flow.FREE
+    assert guard.state is FloodState.FREE
     assert not end(guard, dead=True)  # 6 of 100
-    assert guard.flow is Flow.HELD
+    assert guard.state is FloodState.HELD
     assert guard.problem == "6 of the last 100 records would be dead letters"
     assert guard.room == 0
 
@@ -45,7 +45,7 @@ def test_exactly_the_share_is_let_through():
     for number in range(99):
         end(guard, dead=number >= 95)
     assert end(guard, dead=True)  # 5 of 100
-    assert guard.flow is Flow.FREE
+    assert guard.state is FloodState.FREE
 
 
 def test_a_sample_that_is_too_small_says_nothing():
@@ -58,7 +58,7 @@ def test_ends_of_more_than_a_window_ago_say_nothing():
     for number in range(99):
         end(guard, dead=number < 50, now=0.0)
     assert end(guard, dead=True, now=60.0)
-    assert guard.flow is Flow.FREE
+    assert guard.state is FloodState.FREE
 
 
 def test_only_the_last_records_count():
@@ -74,13 +74,13 @@ def test_while_held_nothing_is_let_through():
     guard = FloodGuard(OPTIONS)
     for _ in range(100):
         end(guard, dead=True)
-    assert guard.flow is Flow.HELD
+    assert guard.state is FloodState.HELD
     assert not guard.admits(now=1_000_000.0)
 
 
 def test_a_probe_takes_so_many_records_and_no_more():
     guard = FloodGuard(OPTIONS, is_held=True)
-    assert (guard.flow, guard.room) == (Flow.PROBING, 20)
+    assert (guard.state, guard.room) == (FloodState.PROBING, 20)
     guard.took(15)
     assert guard.room == 5
     guard.took(5)
@@ -91,7 +91,7 @@ def test_the_letters_of_a_probe_are_let_through_and_a_bad_one_holds_again():
     guard = FloodGuard(OPTIONS, is_held=True)
     guard.took(20)
     assert all(end(guard, dead=number < 2) for number in range(20))  # 10 %
-    assert guard.flow is Flow.HELD
+    assert guard.state is FloodState.HELD
     assert guard.problem == "2 of the last 20 records would be dead letters"
 
 
@@ -100,7 +100,7 @@ def test_after_a_good_probe_the_partition_is_free():
     guard.took(20)
     for number in range(20):
         end(guard, dead=number < 1)  # 5 %
-    assert (guard.flow, guard.room) == (Flow.FREE, None)
+    assert (guard.state, guard.room) == (FloodState.FREE, None)
     assert end(guard, dead=True)
 
 
@@ -109,7 +109,20 @@ def test_a_probe_that_has_not_ended_is_not_judged():
     guard.took(20)
     for _ in range(19):
         end(guard, dead=True)
-    assert guard.flow is Flow.PROBING
+    assert guard.state is FloodState.PROBING
+
+
+def test_a_probe_with_nothing_left_to_poll_is_judged_by_what_there_was():
+    for ends, state in (([], "free"), ([False], "free"), ([False, True], "held")):
+        guard = FloodGuard(OPTIONS, is_held=True)
+        for dead in ends:
+            end(guard, dead=dead)
+        guard.idle()
+        assert guard.state.value == state
+    free = FloodGuard(OPTIONS)
+    end(free, dead=True)
+    free.idle()
+    assert free.state is FloodState.FREE
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 30)), max_size=300))
@@ -126,7 +139,7 @@ def test_it_holds_exactly_when_a_full_sample_is_above_the_share(ends):
         )
         assert end(guard, dead=dead, now=now) is not floods
         if floods:
-            assert guard.flow is Flow.HELD
+            assert guard.state is FloodState.HELD
             return
         passed.append((now, dead))
-        assert guard.flow is Flow.FREE
+        assert guard.state is FloodState.FREE

@@ -5,7 +5,9 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.works import claim
 from worker.core.isolation import (
+    GIVE_UP_AT_MOST,
     ISOLATED_RECORDS,
     Alone,
     CrashEntry,
@@ -18,10 +20,11 @@ WORKED = Alone(7, fetching=False)
 FETCHED = Alone(7, fetching=True)
 
 
-def next_of(old, start=7, owner=None):
+def next_of(old, start=7, owner=None, history="history"):
     """The entry of another process that begins, and finds the last as it was."""
     number = 1 if old is None else old.claim_id.int + 1
-    return begun(old, UUID(int=number), owner or f"process-{number}", start)
+    new = claim(epoch=number)._replace(claim_id=UUID(int=number), history=history)
+    return begun(old, new, owner or f"process-{number}", start)
 
 
 def crashed(times, start=7):
@@ -120,9 +123,26 @@ def test_a_suspect_that_the_partition_has_passed_is_none():
 
 def test_a_suspect_keeps_its_partition_isolated_until_it_is_passed():
     far = Alone(7 + 2 * ISOLATED_RECORDS, fetching=False)
-    isolation = Isolation.of(CrashEntry(UUID(int=1), "a", 7, suspect=Suspect(far, 1)))
+    isolation = Isolation.of(
+        CrashEntry(UUID(int=1), "a", "history", 7, suspect=Suspect(far, 1))
+    )
     assert not isolation.is_over(far.offset)
     assert isolation.is_over(far.offset + 1)
+
+
+def test_an_entry_of_another_history_says_nothing():
+    entry = crashed(2)._replace(alone=WORKED, suspect=Suspect(WORKED, 1), given_up=2)
+    again = next_of(entry, history="restored")
+    assert (again.unclean_ends, again.suspect, again.given_up) == (0, None, 0)
+
+
+def test_workers_that_die_of_whatever_they_get_give_up_little_until_something_has_passed():
+    entry = crashed(2)._replace(suspect=Suspect(WORKED, 2))
+    for given_up in range(GIVE_UP_AT_MOST + 2):
+        isolation = Isolation.of(next_of(entry._replace(given_up=given_up)))
+        assert isolation.is_convicted(WORKED) == (given_up < GIVE_UP_AT_MOST)
+    isolation.given_up = 0
+    assert isolation.is_convicted(WORKED)
 
 
 @settings(max_examples=300)

@@ -2,7 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from tests.support.universe import GROUP, TOPIC, live, upsert, with_options
+from worker.adapters.memory_store import MemoryClaims
 from worker.core.lifecycle import Phase
 from worker.core.model import Partition
 
@@ -111,6 +114,60 @@ def test_an_operator_lets_it_go_on_at_once():
         assert loop.time() - began < 5
         assert len(universe.letters.letters) == 60
         assert universe.database.state.holds == {}
+
+    live(story, partitions=1, settings=GUARDED)
+
+
+def test_an_operators_word_in_a_probe_counts_as_well():
+    async def story(universe):
+        member = await healthy(universe, 100)
+        malformed(universe, 60)
+        await phase(member, Phase.HELD)
+        await phase(member, Phase.HELD, claims=2)
+        hold = universe.database.state.holds[GROUP, BAD]
+        universe.database.state.holds[GROUP, BAD] = hold._replace(is_resumed=True)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await universe.settled()
+        assert loop.time() - began < 5
+        assert universe.database.state.holds == {}
+
+    live(story, partitions=1, settings=GUARDED)
+
+
+def test_a_flood_that_ends_with_the_log_is_over_at_its_next_probe():
+    async def story(universe):
+        member = await healthy(universe, 100)
+        malformed(universe, 7)
+        await phase(member, Phase.HELD)
+        await universe.settled()
+        await asyncio.sleep(150)
+        assert universe.database.state.holds == {}
+        assert life(member).phase is Phase.RUNNING
+
+    live(story, partitions=1, settings=GUARDED)
+
+
+@pytest.mark.parametrize("call", ["hold", "lift"])
+def test_a_partition_that_was_claimed_when_its_hold_is_written_costs_no_worker(call):
+    async def story(universe):
+        claims = MemoryClaims(universe.database)
+        stolen = 0
+
+        async def hook(name, moment):
+            nonlocal stolen
+            if (name, moment) == (call, "before") and not stolen:
+                stolen = 1
+                await claims.claim(GROUP, BAD, "another")
+
+        member = await healthy(universe, 100)
+        universe.hook = hook
+        malformed(universe, 20)
+        good(universe, 100, start=100)
+        await universe.settled()
+        assert stolen
+        assert not member.task.done()
+        assert len(universe.database.state.documents) == 200
 
     live(story, partitions=1, settings=GUARDED)
 

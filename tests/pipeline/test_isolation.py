@@ -12,6 +12,7 @@ from worker.core.model import Partition
 from worker.errors import BrokerUnavailable, ProviderUnavailable
 from worker.pipeline import decode, prepare
 
+SPLIT = prepare.split
 KILLER = "a text of which the worker dies"
 
 
@@ -168,12 +169,16 @@ class Seen(dict):
         await asyncio.sleep(1)
         self["embed"] = self.entry.alone
 
+    def split(self, *how):
+        self["cut"] = self.entry.alone
+        return SPLIT(*how)
+
     async def begun_by(self, owner):
         while self.entry is None or self.entry.owner != owner:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
-def test_the_mark_stands_while_the_worker_is_busy_and_not_while_it_waits():
+def test_the_mark_stands_while_the_worker_is_busy_and_not_while_it_waits(monkeypatch):
     async def story(universe):
         universe.publish(upsert("a", 1, "text"), partition=0)
         seen = Seen(universe)
@@ -182,10 +187,12 @@ def test_the_mark_stands_while_the_worker_is_busy_and_not_while_it_waits():
             await seen.begun_by(f"worker-{number}")
             await universe.kill(member)
         universe.hook, universe.embedder.script = seen.hook, seen.script
+        monkeypatch.setattr(prepare, "split", seen.split)
         universe.start()
         await universe.settled()
         busy = Alone(0, fetching=False)
-        assert seen == {"collection": busy, "read": busy, "embed": None, "apply": busy}
+        waits = dict.fromkeys(("collection", "read", "embed"))
+        assert seen == {**waits, "cut": busy, "apply": busy}
         assert seen.entry.alone is None
 
     live(story, partitions=1)
@@ -209,7 +216,8 @@ def test_a_suspect_waits_until_nothing_else_is_in_flight(dies_of_cutting):
         for number in range(40):
             universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=1)
         await supervise(universe)
-        assert company == [0]
+        # Then itself, while it is cut and when the worker ends.
+        assert company == [0, 1, 1]
 
     live(story, partitions=2)
 

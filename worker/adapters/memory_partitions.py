@@ -6,6 +6,7 @@ write of a call happens in one step of the loop.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 from worker.adapters.memory_database import MemoryDatabase
 from worker.core.isolation import Alone, CrashEntry, begun
@@ -29,18 +30,25 @@ class MemoryCrashes:
             place = claim.group, claim.partition
             old = crashes.get(place)
             if old is None or old.claim_id != claim.claim_id:
-                crashes[place] = begun(old, claim.claim_id, owner, start)
+                crashes[place] = begun(old, claim, owner, start)
             return crashes[place]
 
     async def mark(self, claim: Claim, alone: Alone | None) -> None:
         """Write which record is alone in flight now."""
         async with self._database.transaction("mark"):
-            crashes = self._database.state.crashes
-            place = claim.group, claim.partition
-            entry = crashes.get(place)
-            if entry is None or entry.claim_id != claim.claim_id:
-                raise FencedError
-            crashes[place] = entry._replace(alone=alone)
+            self._replace(claim, alone=alone)
+
+    async def gave_up(self, claim: Claim, records: int) -> None:
+        """Write how many records in a row were given up."""
+        async with self._database.transaction("gave_up"):
+            self._replace(claim, given_up=records)
+
+    def _replace(self, claim: Claim, **columns: Any) -> None:
+        crashes, place = self._database.state.crashes, (claim.group, claim.partition)
+        entry = crashes.get(place)
+        if entry is None or entry.claim_id != claim.claim_id:
+            raise FencedError
+        crashes[place] = entry._replace(**columns)
 
     async def end(self, claims: Collection[Claim]) -> None:
         """Write that these claims are given back in order."""
@@ -63,9 +71,9 @@ class MemoryHolds:
         async with self._database.transaction("hold", [claim]) as transaction:
             if claim not in transaction.live:
                 raise FencedError
-            self._database.state.holds[claim.group, claim.partition] = Hold(
-                problem, is_resumed=False
-            )
+            holds, place = self._database.state.holds, (claim.group, claim.partition)
+            old = holds.get(place)
+            holds[place] = Hold(problem, is_resumed=old is not None and old.is_resumed)
 
     async def found(self, group: str, partition: Partition) -> Hold | None:
         """Return what is written about a partition, None where it is not held."""

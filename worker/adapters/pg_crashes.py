@@ -16,19 +16,20 @@ from worker.core.model import Claim
 from worker.errors import FencedError
 
 _FIND = """
-select claim_id, owner, start_offset, ended, unclean_ends, alone_offset, alone_fetching,
-       suspect_offset, suspect_fetching, suspect_ends
+select claim_id, owner, history, start_offset, ended, unclean_ends, alone_offset,
+       alone_fetching, suspect_offset, suspect_fetching, suspect_ends, given_up
 from partition_crash where grp = $1 and topic = $2 and partition = $3
 for update
 """
 _BEGIN = """
 insert into partition_crash (
-    grp, topic, partition, claim_id, owner, start_offset, unclean_ends,
+    grp, topic, partition, claim_id, owner, history, start_offset, unclean_ends, given_up,
     suspect_offset, suspect_fetching, suspect_ends
-) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 on conflict (grp, topic, partition) do update set
-    claim_id = excluded.claim_id, owner = excluded.owner, ended = false,
-    start_offset = excluded.start_offset, unclean_ends = excluded.unclean_ends,
+    claim_id = excluded.claim_id, owner = excluded.owner, history = excluded.history,
+    ended = false, given_up = excluded.given_up, start_offset = excluded.start_offset,
+    unclean_ends = excluded.unclean_ends,
     alone_offset = null, alone_fetching = false, suspect_offset = excluded.suspect_offset,
     suspect_fetching = excluded.suspect_fetching, suspect_ends = excluded.suspect_ends,
     updated_at = now()
@@ -36,6 +37,11 @@ on conflict (grp, topic, partition) do update set
 _MARK = """
 update partition_crash
 set alone_offset = $5, alone_fetching = $6, updated_at = now()
+where grp = $1 and topic = $2 and partition = $3 and claim_id = $4
+returning true
+"""
+_GAVE_UP = """
+update partition_crash set given_up = $5, updated_at = now()
 where grp = $1 and topic = $2 and partition = $3 and claim_id = $4
 returning true
 """
@@ -66,7 +72,7 @@ class PostgresCrashes:
             old = _entry(found) if found else None
             if old is not None and old.claim_id == claim.claim_id:
                 return old  # a repeated call, whose answer was lost
-            entry = begun(old, claim.claim_id, owner, start)
+            entry = begun(old, claim, owner, start)
             await connection.execute(_BEGIN, *place, *_columns(entry))
         return entry
 
@@ -77,11 +83,22 @@ class PostgresCrashes:
         Raises:
             FencedError: another claim has begun.
         """
+        await self._write(_MARK, claim, *((None, False) if alone is None else alone))
+
+    async def gave_up(self, claim: Claim, records: int) -> None:
+        """
+        Write how many records in a row were given up.
+
+        Raises:
+            FencedError: another claim has begun.
+        """
+        await self._write(_GAVE_UP, claim, records)
+
+    async def _write(self, statement: str, claim: Claim, *columns: Any) -> None:
         place = claim.group, *claim.partition, claim.claim_id
-        columns = (None, False) if alone is None else alone
         async with self._database.connection() as connection:
-            marked = await connection.fetchval(_MARK, *place, *columns)
-        if marked is None:
+            written = await connection.fetchval(statement, *place, *columns)
+        if written is None:
             raise FencedError
 
     async def end(self, claims: Collection[Claim]) -> None:
@@ -99,6 +116,7 @@ def _entry(row: Any) -> CrashEntry:
     return CrashEntry(
         claim_id=row["claim_id"],
         owner=row["owner"],
+        history=row["history"],
         start=row["start_offset"],
         ended=row["ended"],
         unclean_ends=row["unclean_ends"],
@@ -106,11 +124,12 @@ def _entry(row: Any) -> CrashEntry:
         if row["alone_offset"] is None
         else Alone(row["alone_offset"], row["alone_fetching"]),
         suspect=suspect,
+        given_up=row["given_up"],
     )
 
 
 def _columns(entry: CrashEntry) -> tuple[Any, ...]:
-    columns = entry.claim_id, entry.owner, entry.start, entry.unclean_ends
+    columns = (*entry[:4], entry.unclean_ends, entry.given_up)
     if entry.suspect is None:
         return *columns, None, False, 0
     return *columns, *entry.suspect.alone, entry.suspect.ends

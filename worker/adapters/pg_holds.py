@@ -13,7 +13,7 @@ from worker.ports import Hold
 
 _HOLD = """
 insert into partition_hold as h (grp, topic, partition, problem) values ($1, $2, $3, $4)
-on conflict (grp, topic, partition) do update set problem = excluded.problem, resumed_at = null
+on conflict (grp, topic, partition) do update set problem = excluded.problem
 """
 _FOUND = """
 select problem, resumed_at is not null as is_resumed from partition_hold

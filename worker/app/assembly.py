@@ -17,9 +17,10 @@ from worker.pipeline.decode import Decode
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.embed import Embed
 from worker.pipeline.floods import Floods
+from worker.pipeline.give_up import GiveUp
 from worker.pipeline.ingest import Ingest
 from worker.pipeline.intake import Intake
-from worker.pipeline.isolation import OneByOne, Skip
+from worker.pipeline.isolation import OneByOne
 from worker.pipeline.marks import Marks
 from worker.pipeline.partitions import Partitions
 from worker.pipeline.prepare import Collections, Prepare
@@ -112,7 +113,7 @@ def assemble(
 ) -> Worker:
     """Put a worker together; `owner` names it in its claims."""
     tasks, lives = Tasks(), Lives()
-    marks = Marks(ports.crashes)
+    marks = Marks(ports.crashes, spawn=tasks.spawn)
     ingest, embed = _ingest(settings, ports, around, tasks, lives, marks, counters)
     settle = Settle(
         ports.ledger,
@@ -133,8 +134,8 @@ def assemble(
         spawn=tasks.spawn,
     )
     decode = Decode(settings.ingest, counters, wall_clock=around.wall_clock)
-    skip = Skip(dispatch, decode)
-    one_by_one = OneByOne(marks, dispatch, decode, skip)
+    give_up = GiveUp(dispatch, decode)
+    one_by_one = OneByOne(marks, dispatch, decode, give_up)
     partitions = Partitions(
         ports.claims,
         dispatch,
@@ -143,7 +144,7 @@ def assemble(
         crashes=ports.crashes,
         floods=Floods(ports.holds, lives, settings.dead_letters, clock=around.clock),
         one_by_one=one_by_one,
-        skip=skip,
+        give_up=give_up,
         owner=owner,
         counters=counters,
         clock=around.clock,
@@ -190,6 +191,7 @@ def _ingest(
         ports.store,
         collections,
         refusals,
+        marks,
         settings.ingest,
         offload=around.offload,
         spawn=tasks.spawn,

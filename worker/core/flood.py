@@ -17,7 +17,7 @@ from enum import Enum
 from worker.config import DeadLetterOptions
 
 
-class Flow(Enum):
+class FloodState(Enum):
     """What is let through."""
 
     FREE = "free"
@@ -27,14 +27,16 @@ class Flow(Enum):
 
 class FloodGuard:
     """
-    The guard of one partition.
+    The guard of one partition under one claim.
+
+    `is_told`: the database says that it is held. `held_at` is when that was written.
 
         >>> guard = FloodGuard(DeadLetterOptions(sample_records=20, max_share=0.1))
         >>> for number in range(17):
         ...     guard.passed(now=0.0)
         >>> [guard.admits(now=0.0) for number in range(3)]
         [True, True, False]
-        >>> guard.flow.value, guard.problem
+        >>> guard.state.value, guard.problem
         ('held', '3 of the last 20 records would be dead letters')
     """
 
@@ -43,18 +45,20 @@ class FloodGuard:
         self._ends: deque[tuple[float, bool]] = deque()
         self._dead = 0
         self._taken = 0
-        self.flow = Flow.PROBING if is_held else Flow.FREE
+        self.state = FloodState.PROBING if is_held else FloodState.FREE
         self.problem = ""
+        self.is_told = is_held
+        self.held_at: float | None = None
 
     @property
     def room(self) -> int | None:
         """How many records may still be polled; None: any number."""
-        match self.flow:
-            case Flow.FREE:
+        match self.state:
+            case FloodState.FREE:
                 return None
-            case Flow.HELD:
+            case FloodState.HELD:
                 return 0
-            case Flow.PROBING:
+            case FloodState.PROBING:
                 return max(0, self._options.probe_records - self._taken)
 
     def took(self, records: int) -> None:
@@ -63,12 +67,12 @@ class FloodGuard:
 
     def admits(self, now: float) -> bool:
         """Let one more dead letter through, and count it; else the partition is held."""
-        if self.flow is Flow.FREE:
+        if self.state is FloodState.FREE:
             while self._ends and self._ends[0][0] <= now - self._options.window_seconds:
                 self._forget()
             if len(self._ends) + 1 >= self._options.sample_records:
                 self._judge(dead=self._dead + 1, of=len(self._ends) + 1)
-        if self.flow is Flow.HELD:
+        if self.state is FloodState.HELD:
             return False
         self._count(now, dead=True)
         return True
@@ -77,10 +81,15 @@ class FloodGuard:
         """Count a record that ended well."""
         self._count(now, dead=False)
 
+    def idle(self) -> None:
+        """Judge a probe by what there was: nothing is left to poll, nothing in flight."""
+        if self.state is FloodState.PROBING:
+            self._judge(dead=self._dead, of=len(self._ends))
+
     def _count(self, now: float, *, dead: bool) -> None:
         self._ends.append((now, dead))
         self._dead += dead
-        if self.flow is Flow.PROBING:
+        if self.state is FloodState.PROBING:
             if len(self._ends) >= self._options.probe_records:
                 self._judge(dead=self._dead, of=len(self._ends))
         elif len(self._ends) >= self._options.sample_records:
@@ -88,10 +97,10 @@ class FloodGuard:
 
     def _judge(self, *, dead: int, of: int) -> None:
         if dead > self._options.max_share * of:
-            self.flow = Flow.HELD
+            self.state = FloodState.HELD
             self.problem = f"{dead} of the last {of} records would be dead letters"
         else:
-            self.flow = Flow.FREE
+            self.state = FloodState.FREE
 
     def _forget(self) -> None:
         self._dead -= self._ends.popleft()[1]

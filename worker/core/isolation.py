@@ -3,26 +3,31 @@ Of which record a worker dies: found by letting a partition run one record at a 
 
 Owns what the crash ledger of a partition says, and what follows from it. An owner that did not
 give its partition back has ended uncleanly. After two such ends that left the partition where
-it was, its next owner takes one record at a time and writes which one before it fetches it,
-and before it works on it. The record that was alone in its partition at such an end is the
-suspect: from then on it runs while nothing else is in flight in the whole worker, so what dies
-then dies of it. At the second end it is given up unseen, by position.
+it was, its next owner takes one record at a time, and writes which one while it fetches it and
+while it is busy with it. The record that was marked so at such an end is the suspect: from
+then on it runs while nothing else of the worker does, so what dies then dies of it. At the
+second end it is given up unseen, by position.
 
-While a record only waits for the provider its mark is taken back, and a suspect waits until
-everything else has ended: so processes that are killed in an outage blame nobody. Never waits,
-never reads a clock.
+A mark stands only while the worker is busy with the record, never while that waits for the
+provider, the database or a collection: so processes that are killed in an outage blame nobody.
+Workers that die of whatever they get blame little: after three records in a row nothing more is
+given up until one has passed. Never waits, never reads a clock.
 
-Invariant: a record is convicted only if it was alone in flight at two ends, the second time
-alone in its process.
+Invariant: a record is convicted only if it was marked at two unclean ends, the second time
+alone in its process, both in one history of the database.
 """
 
 from typing import NamedTuple
 from uuid import UUID
 
+from worker.core.model import Claim
+
 ISOLATE_AFTER = 2
 """Unclean ends at one start before a partition runs one record at a time."""
 CONVICT_AFTER = 2
 """Unclean ends with the same record alone in flight before it is given up."""
+GIVE_UP_AT_MOST = 3
+"""Records in a row that are given up before one must have passed."""
 # The killer stands among what is in flight when the worker dies, and mostly near its head:
 # what was settled before is committed within a second. Where it stands further on, the
 # partition has come nearer to it by so many records at the next unclean end.
@@ -30,14 +35,14 @@ ISOLATED_RECORDS = 256
 
 
 class Alone(NamedTuple):
-    """The record that is alone in flight: worked on, or about to be fetched, not seen yet."""
+    """The record that a worker is busy with: working on it, or fetching it, not seen yet."""
 
     offset: int
     fetching: bool
 
 
 class Suspect(NamedTuple):
-    """A record that was alone in flight, and at how many unclean ends."""
+    """A record that was marked, and at how many unclean ends."""
 
     alone: Alone
     ends: int
@@ -48,40 +53,46 @@ class CrashEntry(NamedTuple):
     The crash ledger of one partition: its last owner, and what its ends have shown.
 
     `ended`: that owner has given it back in order. `unclean_ends` count those in a row after
-    which the partition began at `start`.
+    which the partition began at `start`, `given_up` the records in a row that were given up.
+    `history` is the server's, as in a claim.
     """
 
     claim_id: UUID
     owner: str
+    history: str
     start: int
     ended: bool = False
     unclean_ends: int = 0
     alone: Alone | None = None
     suspect: Suspect | None = None
+    given_up: int = 0
 
 
-def begun(old: CrashEntry | None, claim_id: UUID, owner: str, start: int) -> CrashEntry:
+def begun(old: CrashEntry | None, claim: Claim, owner: str, start: int) -> CrashEntry:
     """
     Return the entry of an owner that begins, from that of the one before it.
 
-    A claim that the same process makes again, and one after an end in order, is no crash.
+    A claim that the same process makes again, and one after an end in order, is no crash. An
+    entry of another history says nothing: it may have been restored.
 
-        >>> from uuid import UUID
-        >>> entry = begun(None, UUID(int=1), "a", 7)
-        >>> for number, owner in enumerate("bc", 2):
-        ...     entry = begun(entry, UUID(int=number), owner, 7)
+        >>> from tests.support.works import claim
+        >>> entry = begun(None, claim(), "a", 7)
+        >>> for epoch, owner in enumerate("bc", 2):
+        ...     entry = begun(entry, claim(epoch=epoch), owner, 7)
         >>> entry.unclean_ends, Isolation.of(entry) is not None
         (2, True)
     """
-    entry = CrashEntry(claim_id, owner, start)
-    if old is None:
+    entry = CrashEntry(claim.claim_id, owner, claim.history, start)
+    if old is None or old.history != claim.history:
         return entry
     has_crashed = not old.ended and old.owner != owner
     before = old.unclean_ends if old.start == start else 0
     suspect = _suspect(old) if has_crashed else old.suspect
     if suspect is not None and suspect.alone.offset < start:
         suspect = None  # it has passed, or was given up
-    return entry._replace(unclean_ends=before + has_crashed, suspect=suspect)
+    return entry._replace(
+        unclean_ends=before + has_crashed, suspect=suspect, given_up=old.given_up
+    )
 
 
 def _suspect(old: CrashEntry) -> Suspect | None:
@@ -94,16 +105,17 @@ def _suspect(old: CrashEntry) -> Suspect | None:
 class Isolation:
     """How far a partition runs one record at a time, and which one is suspected."""
 
-    def __init__(self, until: int, suspect: Suspect | None) -> None:
+    def __init__(self, until: int, suspect: Suspect | None, given_up: int = 0) -> None:
         self._until = until
         self._suspect = suspect
+        self.given_up = given_up
 
     @classmethod
     def of(cls, entry: CrashEntry) -> "Isolation | None":
         """Return what an owner that begins has to keep to, None where all is well."""
         if entry.unclean_ends < ISOLATE_AFTER and entry.suspect is None:
             return None
-        return cls(entry.start + ISOLATED_RECORDS, entry.suspect)
+        return cls(entry.start + ISOLATED_RECORDS, entry.suspect, entry.given_up)
 
     def is_over(self, offset: int) -> bool:
         """Tell whether the partition may run freely from this offset on."""
@@ -117,4 +129,9 @@ class Isolation:
     def is_convicted(self, alone: Alone) -> bool:
         """Tell whether this is what workers die of."""
         suspect = self._suspect
-        return suspect is not None and suspect.alone == alone and suspect.ends >= CONVICT_AFTER
+        return (
+            suspect is not None
+            and suspect.alone == alone
+            and suspect.ends >= CONVICT_AFTER
+            and self.given_up < GIVE_UP_AT_MOST
+        )

@@ -66,7 +66,8 @@ class PartitionLife:
     """
     One partition from its assignment to its end.
 
-    `isolation` is set while it runs one record at a time, `flood` while it has a guard.
+    `isolation` is set while it runs one record at a time, `flood` while it has a guard,
+    `gives_up` while a batch that cannot be read is given up.
 
         >>> from tests.support.works import claim, upsert
         >>> life = PartitionLife(claim().partition, assignment=1)
@@ -89,6 +90,7 @@ class PartitionLife:
         self.problem: str | None = None
         self.flood: FloodGuard | None = None
         self.isolation: Isolation | None = None
+        self.gives_up = False
         self._tracker = OffsetTracker(0)
         self._landmark: Landmark | None = None
 
@@ -106,6 +108,7 @@ class PartitionLife:
         self.flood = flood
         self.isolation = isolation
         self.problem = None
+        self.gives_up = False
         self._tracker = OffsetTracker(offset)
         self._landmark = claim.landmark
         self.phase = Phase.RUNNING
@@ -113,6 +116,10 @@ class PartitionLife:
     def is_claiming(self) -> bool:
         """Tell whether the assignment still waits for its claim."""
         return self.phase is Phase.CLAIMING
+
+    def runs(self, claim: Claim) -> bool:
+        """Tell whether new works may begin under this claim."""
+        return claim == self.claim and self.phase is Phase.RUNNING
 
     def owns(self, claim: Claim) -> bool:
         """Tell whether this is the claim the partition works under now."""
@@ -177,6 +184,8 @@ class PartitionLife:
     @property
     def room(self) -> int | None:
         """How many records may be polled; None: any number."""
+        if self.gives_up:
+            return 0
         room = None if self.flood is None else self.flood.room
         return room if self.isolation is None or room == 0 else 1
 
@@ -184,6 +193,10 @@ class PartitionLife:
     def in_flight(self) -> int:
         """How many records are tracked and not settled."""
         return self._tracker.in_flight
+
+    def has_in_flight(self, offset: int) -> bool:
+        """Tell whether a record is tracked and not settled."""
+        return self._tracker.has(offset)
 
     @property
     def settled(self) -> int:
@@ -222,8 +235,8 @@ class Lives:
 
     def is_ending(self, claim: Claim) -> bool:
         """Tell whether what has not begun under this claim should be left to its next owner."""
-        life = self.under(claim)
-        return life is None or life.phase is not Phase.RUNNING
+        life = self._lives.get(claim.partition)
+        return life is None or not life.runs(claim)
 
     def in_phase(self, phase: Phase) -> list[PartitionLife]:
         """Return the lives in a phase."""

@@ -22,6 +22,11 @@ class Partition(NamedTuple):
     topic: str
     number: int
 
+    @property
+    def name(self) -> str:
+        """What people and commands call it: `documents/3`."""
+        return f"{self.topic}/{self.number}"
+
 
 class Position(NamedTuple):
     """Where a record stands in the log."""

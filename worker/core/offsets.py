@@ -54,6 +54,10 @@ class OffsetTracker:
             del self._in_flight[offset]
             self.settled += 1
 
+    def has(self, offset: int) -> bool:
+        """Tell whether an offset is in flight."""
+        return offset in self._in_flight
+
     @property
     def committable(self) -> int:
         """The offset to commit: the lowest that is not settled yet."""

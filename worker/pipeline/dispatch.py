@@ -13,16 +13,20 @@ cancelled or fails, so a drain always ends.
 import asyncio
 from collections.abc import Callable, Collection
 
+import structlog
+
 from worker.config import QueueOptions
-from worker.core.flood import FloodGuard, Flow
+from worker.core.flood import FloodGuard, FloodState
 from worker.core.lifecycle import Lives, PartitionLife
 from worker.core.model import Claim, DeadLettered, Outcome, Released, Work
 from worker.core.scheduler import Scheduler
 from worker.errors import FencedError
 from worker.pipeline.ingest import Ingest
 from worker.pipeline.settle import Settle
-from worker.ports import Clock
+from worker.ports import Clock, Source
 from worker.telemetry import Counters
+
+log = structlog.get_logger(__name__)
 
 _CANCEL_SECONDS = 2.0
 
@@ -58,6 +62,11 @@ class Dispatch:
         self.room.set()
 
     @property
+    def patient(self) -> int:
+        """How many of them only wait: for an unknown collection, or a model left alone."""
+        return self._ingest.patient
+
+    @property
     def in_flight(self) -> int:
         """How many works are being carried to their end."""
         return len(self._tasks)
@@ -69,7 +78,7 @@ class Dispatch:
     def pump(self) -> None:
         """Start what may be started, and say whether there is room for more."""
         # Not those that wait for an unknown collection: they would hold up all others.
-        while len(self._tasks) - self._ingest.patient < self._max_in_flight:
+        while len(self._tasks) - self.patient < self._max_in_flight:
             work = self.scheduler.take()
             if work is None:
                 break
@@ -83,6 +92,14 @@ class Dispatch:
         """Leave what waits under a claim to the next owner of its partition."""
         self._drop(claim)
         self.pump()
+
+    def halt(self, life: PartitionLife, source: Source, problem: str) -> None:
+        """Stop a partition until an operator has acted; the others go on."""
+        life.halt(problem)
+        source.pause(life.partition)
+        if life.claim is not None:
+            self.release(life.claim)
+        log.error(problem, action="partition_halted", partition=life.partition.name)
 
     async def drain(self, claims: Collection[Claim], deadline_seconds: float) -> None:
         """Let what is in flight under these claims finish, then cancel it. Never raises."""
@@ -127,11 +144,13 @@ class Dispatch:
             self._counters.requeues += 1
             return self.scheduler.retry
         life = self._lives.under(work.claim)
+        # As they are now: claimed anew, the partition has another guard.
+        flood = None if life is None else life.flood
         if isinstance(outcome, DeadLettered) and life is not None and self._floods(life):
             outcome = Released()
         await self._settle(work, outcome)
-        if life is not None and life.flood is not None:
-            self._count(life, life.flood, work, outcome)
+        if life is not None and flood is not None and life.flood is flood:
+            self._count(life, flood, work, outcome)
         dead = isinstance(outcome, DeadLettered) and not self._lives.is_ending(work.claim)
         return self.scheduler.refuse if dead else self.scheduler.done
 
@@ -149,7 +168,7 @@ class Dispatch:
             now = self._clock()
             for _ in range(1 + len(work.parked)):
                 flood.passed(now)
-        if flood.flow is Flow.HELD:
+        if flood.state is FloodState.HELD:
             self._hold(life, flood)
 
     def _hold(self, life: PartitionLife, flood: FloodGuard) -> None:

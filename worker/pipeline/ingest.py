@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 _MAX_PASSES = 5
 """Passes in which others were answered before a document is a dead letter."""
+# What a write takes of the processor is over by then; the rest is waiting for the database.
+_BUSY_SECONDS = 2.0
 _ALONE_AFTER = 3
 """Rounds against a moving row before a document gets a transaction of its own."""
 
@@ -100,6 +102,7 @@ class Ingest:
             raise
         except Exception as error:
             if not self._outlives_defects:
+                await self._marks.blame(work)
                 raise
             log.exception("internal error", action="internal_error", position=work.position)
             return DeadLettered(Reason.INTERNAL_ERROR, type(error).__name__, "ingest")
@@ -133,7 +136,7 @@ class Ingest:
             vectors = await self._vectors(work, change, deadline)
             if work.claimed_origin is not None:  # an operator has asked again, and it passed
                 await self._refusals.forget(change)
-            verdict = await self._save(work, change, vectors, alone=rounds >= _ALONE_AFTER)
+            verdict = await self._store(work, change, vectors, alone=rounds >= _ALONE_AFTER)
             if verdict is Verdict.APPLIED:
                 self._embed.stored(change)
                 return _outcome(work, change)
@@ -147,12 +150,15 @@ class Ingest:
             now = asyncio.get_running_loop().time()
             deadline.reschedule(now + self._document_timeout_seconds)
 
-        if not change.insert:
-            return {}
+        return await self._embed(work, change, bought) if change.insert else {}
+
+    async def _store(
+        self, work: Work, change: ChangeSet, vectors: dict[ChunkId, Vector], *, alone: bool
+    ) -> Verdict:
         if not work.is_alone:
-            return await self._embed(work, change, bought)
-        async with self._marks.lifted(work):
-            return await self._embed(work, change, bought)
+            return await self._save(work, change, vectors, alone=alone)
+        async with self._marks.busy([work], _BUSY_SECONDS):
+            return await self._save(work, change, vectors, alone=alone)
 
 
 def _outcome(work: Work, change: ChangeSet) -> Outcome:

@@ -73,7 +73,7 @@ class Intake:
             if batches or not self.wanted:
                 self._moved_at = self._clock()
             for batch in batches:
-                self._take(batch)
+                self._take(source, batch)
             self._dispatch.pump()
         return has_delivered
 
@@ -102,9 +102,13 @@ class Intake:
         log.error("the consumer delivers nothing", action="consumer_stuck", lag=lag)
         return True
 
-    def _take(self, batch: PolledBatch) -> None:
+    def _take(self, source: Source, batch: PolledBatch) -> None:
         life = self._lives.find(batch.partition)
         if life is None or life.phase is not Phase.RUNNING:
+            return
+        if life.isolation is not None and not self._one_by_one.may_poll(life):
+            # Its turn was over while it was polled: back to where it stands.
+            source.begin(life.assignment, life.partition, life.handed_out)
             return
         for record in batch.records:
             life.track(record)
@@ -114,4 +118,4 @@ class Intake:
         if life.flood is not None:
             life.flood.took(len(batch.records))
         if life.isolation is not None:
-            self._one_by_one.take(batch)
+            self._one_by_one.take(life, batch)

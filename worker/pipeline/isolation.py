@@ -1,12 +1,13 @@
 """
-Partitions that run one record at a time, and batches that are given up unread.
+Partitions that run one record at a time, to find the record of which workers die.
 
-Owns whose turn it is: of all such partitions of a worker one record is in flight at a time,
-and while it is a suspect nothing else is (`core.isolation`). What is in flight is marked in the
-crash ledger before it is fetched and before it is worked on; the mark is taken back while it
-waits for the provider, and when it has ended.
+Owns which of them may be polled, and what was polled and not begun. Each takes its next record
+when the one before has ended, or only waits for something: then it is in no danger, and goes on
+beside. A suspect has the worker to itself (`core.isolation`): nothing else is polled, and it
+begins when nothing else is being worked on. For that it waits for a while, then lets the others
+go on for a while, and so forth, so that it never holds them up for good.
 
-Never tracks a record: the poll task does, or, of a batch that nobody polls, `skip`.
+Never tracks a record: the poll task does.
 """
 
 import asyncio
@@ -15,77 +16,40 @@ from collections.abc import Callable
 import structlog
 
 from schemas.dead_letter import Reason
-from worker.core.isolation import Alone
-from worker.core.lifecycle import PartitionLife, Phase
-from worker.core.model import Claim, Position, Record
-from worker.errors import FencedError, TransientError
+from worker.core.isolation import Alone, Isolation
+from worker.core.lifecycle import PartitionLife
+from worker.core.model import Claim, Record, Work
+from worker.errors import FencedError
 from worker.pipeline.decode import Decode
 from worker.pipeline.dispatch import Dispatch
+from worker.pipeline.give_up import GiveUp
 from worker.pipeline.marks import Marks
-from worker.ports import BatchSpan, PolledBatch, Source
+from worker.ports import PolledBatch, Source
 
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.02
-_AGAIN_SECONDS = 0.5
-
-
-class Skip:
-    """Gives up a batch that cannot be read: a pointer to it is dead-lettered in its place."""
-
-    def __init__(self, dispatch: Dispatch, decode: Decode) -> None:
-        self._dispatch = dispatch
-        self._decode = decode
-
-    async def __call__(
-        self, life: PartitionLife, source: Source, offset: int, reason: Reason, why: str
-    ) -> None:
-        """Go on behind the batch at an offset of a partition that nobody polls meanwhile."""
-        claim = life.claim
-        assert claim is not None
-        while _runs(life, claim):
-            try:
-                span = await source.batch(life.partition, offset)
-            except TransientError:
-                await asyncio.sleep(_AGAIN_SECONDS)
-            else:
-                if _runs(life, claim):
-                    self._pass(life, source, offset, span, reason, why)
-                return
-
-    def _pass(
-        self,
-        life: PartitionLife,
-        source: Source,
-        offset: int,
-        span: BatchSpan | None,
-        reason: Reason,
-        why: str,
-    ) -> None:
-        following = offset
-        if span is not None:
-            first, following = max(offset, span.first), span.last + 1
-            record = Record(Position(*life.partition, first), span.timestamp_ms, None, None)
-            life.track(record)
-            self._dispatch.add(self._decode.rejected(life, record, reason, _named(span, why)))
-            life.advance(following)
-        if not source.begin(life.assignment, life.partition, following):
-            life.end()
-        self._dispatch.pump()
+# Longer than a record is worked on that does not wait for anybody.
+_PATIENCE_SECONDS = 10.0
+# A suspect holds the others up for a quarter of the time, while it waits for its turn.
+_OTHERS_SECONDS = 30.0
 
 
 class OneByOne:
     """The partitions of a worker that run one record at a time."""
 
-    def __init__(self, marks: Marks, dispatch: Dispatch, decode: Decode, skip: Skip) -> None:
+    def __init__(
+        self, marks: Marks, dispatch: Dispatch, decode: Decode, give_up: GiveUp
+    ) -> None:
         self._marks = marks
         self._dispatch = dispatch
         self._decode = decode
-        self._skip = skip
-        self._turn = asyncio.Lock()
-        self._polled: PartitionLife | None = None
-        self._record: Record | None = None
+        self._give_up = give_up
+        self._suspects = asyncio.Lock()
+        self._suspect: PartitionLife | None = None
         self._only: PartitionLife | None = None
+        self._polled: set[PartitionLife] = set()
+        self._taken: dict[PartitionLife, Record] = {}
         self._turns = 0
 
     def turn(self) -> None:
@@ -94,98 +58,137 @@ class OneByOne:
 
     def may_poll(self, life: PartitionLife) -> bool:
         """Tell whether a partition may be polled now."""
-        if life.isolation is not None:
-            return life is self._polled
-        return self._only is None
+        if self._only is not None and self._only is not life:
+            return False
+        return life.isolation is None or life in self._polled
 
-    def take(self, batch: PolledBatch) -> None:
-        """Take over what was polled, and tracked, of the partition whose turn it is."""
-        self._polled = None
-        self._record = batch.records[0] if batch.records else None
+    def take(self, life: PartitionLife, batch: PolledBatch) -> None:
+        """Take over what was polled, and tracked, of a partition whose turn it is."""
+        self._polled.discard(life)
+        self._taken.update((life, record) for record in batch.records)
 
     async def run(self, life: PartitionLife, source: Source) -> None:
         """Work on a partition one record at a time, until it may run freely or has ended."""
-        claim = life.claim
+        claim, isolation = life.claim, life.isolation
         assert claim is not None
-        log.warning("one record at a time", action="isolated", **_place(life))
+        assert isolation is not None
+        name = life.partition.name
+        log.warning("one record at a time", action="isolated", partition=name)
         try:
-            while _runs(life, claim) and not self._is_over(life):
-                await _until(lambda: not _runs(life, claim) or bool(source.lag(life.partition)))
-                async with self._turn:
-                    await self._one(life, claim, source)
+            while life.runs(claim) and not isolation.is_over(life.handed_out):
+                await _until(lambda: not life.runs(claim) or bool(source.lag(life.partition)))
+                await self._next(life, claim, isolation, source)
         except FencedError:
-            return  # the committer notices, and claims anew
-        if _runs(life, claim):
-            log.info("runs freely again", action="isolation_over", **_place(life))
+            life.fence(claim)
+            return
+        if life.runs(claim):
+            log.info("runs freely again", action="isolation_over", partition=name)
             life.isolation = None
 
-    def _is_over(self, life: PartitionLife) -> bool:
-        return life.isolation is None or life.isolation.is_over(life.handed_out)
-
-    async def _one(self, life: PartitionLife, claim: Claim, source: Source) -> None:
+    async def _next(
+        self, life: PartitionLife, claim: Claim, isolation: Isolation, source: Source
+    ) -> None:
         try:
             here = Alone(life.handed_out, fetching=True)
-            if life.isolation is not None and life.isolation.is_convicted(here):
+            if isolation.is_convicted(here):
+                await self._convict(claim, isolation)
                 why = "the worker died twice of fetching it"
-                await self._skip(life, source, here.offset, Reason.WORKER_KILLER, why)
+                await self._give_up(life, source, here.offset, Reason.WORKER_KILLER, why)
                 return
-            record = await self._fetch(life, claim, here)
-            if record is not None and _runs(life, claim):
-                await self._work(life, claim, record)
-                await self._marks.set(claim, None)
+            record = await self._fetch(life, claim, isolation, here)
+            if record is not None and life.runs(claim):
+                await self._work(life, claim, isolation, record)
         finally:
-            self._polled = self._record = self._only = None
+            self._polled.discard(life)
+            self._taken.pop(life, None)
+            self._let_go(life)
 
-    async def _fetch(self, life: PartitionLife, claim: Claim, here: Alone) -> Record | None:
-        await self._begin(life, claim, here)
-        self._polled = life
-        # It also moves where its batch cannot be read, and is skipped.
-        await _until(lambda: not _runs(life, claim) or life.handed_out != here.offset)
-        return self._record
+    async def _fetch(
+        self, life: PartitionLife, claim: Claim, isolation: Isolation, here: Alone
+    ) -> Record | None:
+        await self._begin(life, claim, isolation, here)
+        self._polled.add(life)
+        # It also moves where its batch cannot be read, and is given up.
+        await _until(lambda: not life.runs(claim) or life.handed_out != here.offset)
+        if life.runs(claim):
+            await self._marks.set(claim, None)
+        return self._taken.pop(life, None)
 
-    async def _work(self, life: PartitionLife, claim: Claim, record: Record) -> None:
+    async def _work(
+        self, life: PartitionLife, claim: Claim, isolation: Isolation, record: Record
+    ) -> None:
         this = Alone(record.position.offset, fetching=False)
-        if life.isolation is not None and life.isolation.is_convicted(this):
+        if isolation.is_convicted(this):
+            await self._convict(claim, isolation)
             why = "the worker died twice while it was alone with it"
-            work = self._decode.rejected(life, record, Reason.WORKER_KILLER, why)
-        else:
-            await self._begin(life, claim, this)
-            if not _runs(life, claim):
-                return
-            work = self._decode(life, record)
-            work.is_alone = True
+            rejected = self._decode.rejected(life, record, Reason.WORKER_KILLER, why)
+            await self._carry(life, claim, rejected)
+            return
+        await self._begin(life, claim, isolation, this)
+        if not life.runs(claim):
+            return
+        work = self._decode(life, record)
+        work.is_alone = True
+        await self._marks.set(claim, None)
+        has_passed = await self._carry(life, claim, work)
+        work.is_alone = False
+        if has_passed and isolation.given_up:
+            isolation.given_up = 0
+            await self._marks.gave_up(claim, 0)
+
+    async def _carry(self, life: PartitionLife, claim: Claim, work: Work) -> bool:
+        """Let a work run for as long as it need not wait; tell whether it has ended."""
         self._dispatch.add(work)
         self._dispatch.pump()
-        await _until(lambda: not _runs(life, claim) or life.in_flight == 0)
+        offset = work.position.offset
+        await _until(
+            lambda: not (life.runs(claim) and life.has_in_flight(offset)), _PATIENCE_SECONDS
+        )
+        return life.runs(claim) and not life.has_in_flight(offset)
 
-    async def _begin(self, life: PartitionLife, claim: Claim, alone: Alone) -> None:
-        """Mark a record; a suspect waits until nothing else is in flight."""
-        if life.isolation is not None and life.isolation.is_suspect(alone):
-            self._only = life
-            queue, turns = self._dispatch.scheduler, self._turns
-            await _until(lambda: not _runs(life, claim) or self._turns > turns)
-            await _until(lambda: not _runs(life, claim) or queue.documents == 0)
+    async def _convict(self, claim: Claim, isolation: Isolation) -> None:
+        isolation.given_up += 1
+        await self._marks.gave_up(claim, isolation.given_up)
+
+    async def _begin(
+        self, life: PartitionLife, claim: Claim, isolation: Isolation, alone: Alone
+    ) -> None:
+        """Mark a record; a suspect waits until it has the worker to itself."""
+        if isolation.is_suspect(alone) and self._suspect is not life:
+            await self._suspects.acquire()
+            self._suspect = self._only = life
+            while life.runs(claim) and not await self._is_by_itself(life, claim):
+                log.warning(
+                    "a record of which workers died waits until nothing else is in flight",
+                    action="suspect_waits",
+                    partition=life.partition.name,
+                )
+                self._only = None
+                await _until(lambda: not life.runs(claim), _OTHERS_SECONDS)
+                self._only = life
         await self._marks.set(claim, alone)
 
+    async def _is_by_itself(self, life: PartitionLife, claim: Claim) -> bool:
+        turns = self._turns
+        await _until(lambda: not life.runs(claim) or self._turns > turns)
+        return await _until(
+            # What waits for a collection or a model that is left alone is not worked on.
+            lambda: self._dispatch.in_flight <= self._dispatch.patient,
+            _PATIENCE_SECONDS,
+        )
 
-def _runs(life: PartitionLife, claim: Claim) -> bool:
-    return life.claim == claim and life.phase is Phase.RUNNING
-
-
-def _place(life: PartitionLife) -> dict[str, str | int]:
-    return {
-        "partition": f"{life.partition.topic}/{life.partition.number}",
-        "offset": life.handed_out,
-    }
-
-
-def _named(span: BatchSpan, why: str) -> str:
-    return (
-        f"offsets {span.first} to {span.last}: a batch of {span.records} records, "
-        f"{span.size_bytes} bytes, compression {span.codec}: {why}"
-    )
+    def _let_go(self, life: PartitionLife) -> None:
+        if self._suspect is life:
+            self._suspect = self._only = None
+            self._suspects.release()
 
 
-async def _until(fact: Callable[[], bool]) -> None:
-    while not fact():  # noqa: ASYNC110 - rare, and of facts of several owners
-        await asyncio.sleep(_LOOK_SECONDS)
+async def _until(fact: Callable[[], bool], limit_seconds: float | None = None) -> bool:
+    """Wait until something is true, for a while at most; tell whether it is."""
+    try:
+        async with asyncio.timeout(limit_seconds):
+            while not fact():  # noqa: ASYNC110 - rare, and of facts of several owners
+                await asyncio.sleep(_LOOK_SECONDS)
+    except TimeoutError:
+        return fact()
+    return True

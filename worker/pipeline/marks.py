@@ -1,27 +1,34 @@
 """
-The mark of the record that is alone in flight, in the crash ledger (`core.isolation`).
+The mark of the record that a worker is busy with, in the crash ledger (`core.isolation`).
 
-It stands while the worker is busy with the record, not while that only waits for the provider:
-a process that is killed meanwhile has not died of it.
+Only works that run alone in their partition are marked. A mark stands while the worker is busy
+with the record, not while that waits: a process that is killed meanwhile has not died of it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from worker.core.isolation import Alone
 from worker.core.model import Claim, Work
-from worker.errors import TransientError
+from worker.errors import FencedError, TransientError
 from worker.ports import Crashes
 
 _AGAIN_SECONDS = 0.5
 
 
 class Marks:
-    """The mark of the record that is alone in flight."""
+    """The marks of a worker's records."""
 
-    def __init__(self, crashes: Crashes) -> None:
+    def __init__(
+        self,
+        crashes: Crashes,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
         self._crashes = crashes
+        self._spawn = spawn
 
     async def set(self, claim: Claim, alone: Alone | None) -> None:
         """
@@ -30,15 +37,57 @@ class Marks:
         Raises:
             FencedError: another claim has begun.
         """
-        while True:
-            try:
-                return await self._crashes.mark(claim, alone)
-            except TransientError:
-                await asyncio.sleep(_AGAIN_SECONDS)
+        await self._until_done(lambda: self._crashes.mark(claim, alone))
+
+    async def gave_up(self, claim: Claim, records: int) -> None:
+        """
+        Write how many records in a row were given up; as long as the database is away, wait.
+
+        Raises:
+            FencedError: another claim has begun.
+        """
+        await self._until_done(lambda: self._crashes.gave_up(claim, records))
 
     @asynccontextmanager
-    async def lifted(self, work: Work) -> AsyncIterator[None]:
-        """Take the mark of a work back while it waits; where that fails it stays away."""
-        await self.set(work.claim, None)
-        yield
-        await self.set(work.claim, Alone(work.position.offset, fetching=False))
+    async def busy(
+        self, works: Iterable[Work], limit_seconds: float | None = None
+    ) -> AsyncIterator[None]:
+        """
+        Mark those of the works that run alone while the block runs, or for a while at most.
+
+        Raises nothing of its own: what cannot be marked is not suspected.
+        """
+        alone = [work for work in works if work.is_alone]
+        for work in alone:
+            await self.blame(work)
+        timers = [
+            self._spawn(self._lift(work, limit_seconds)) for work in alone if limit_seconds
+        ]
+        try:
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+            for work in alone:
+                await self._lift(work)
+
+    async def blame(self, work: Work) -> None:
+        """Mark a work that runs alone: the worker is busy with it, or ends because of it."""
+        if work.is_alone:
+            await self._try(work, Alone(work.position.offset, fetching=False))
+
+    async def _lift(self, work: Work, after_seconds: float | None = None) -> None:
+        if after_seconds:
+            await asyncio.sleep(after_seconds)
+        await self._try(work, None)
+
+    async def _try(self, work: Work, alone: Alone | None) -> None:
+        with suppress(FencedError, TransientError):
+            await self._crashes.mark(work.claim, alone)
+
+    async def _until_done(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                return await call()
+            except TransientError:
+                await asyncio.sleep(_AGAIN_SECONDS)

@@ -12,6 +12,7 @@ again, after a heartbeat has confirmed the assignment (change 10).
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import structlog
 
@@ -23,7 +24,8 @@ from worker.core.model import Claim, Partition, Progress
 from worker.errors import FencedError, TransientError
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.floods import Floods
-from worker.pipeline.isolation import OneByOne, Skip
+from worker.pipeline.give_up import GiveUp
+from worker.pipeline.isolation import OneByOne
 from worker.ports import Claims, Clock, Crashes, Source, Spawn
 from worker.telemetry import Counters
 
@@ -31,7 +33,9 @@ log = structlog.get_logger(__name__)
 
 _COMMIT_AGAIN_SECONDS = 60.0
 """A stale commit of somebody else may have rewound ours; nobody would notice without this."""
-_FINAL_COMMIT_SECONDS = 3.0
+# Together below the 5 s that `kafka.rebalance_seconds` leaves behind a drain.
+_FINAL_COMMIT_SECONDS = 2.5
+_GIVE_BACK_SECONDS = 1.5
 
 
 class Partitions:
@@ -47,7 +51,7 @@ class Partitions:
         crashes: Crashes,
         floods: Floods,
         one_by_one: OneByOne,
-        skip: Skip,
+        give_up: GiveUp,
         owner: str,
         counters: Counters,
         clock: Clock,
@@ -61,7 +65,7 @@ class Partitions:
         self._crashes = crashes
         self._floods = floods
         self._one_by_one = one_by_one
-        self._skip = skip
+        self._give_up = give_up
         self._owner = owner
         self._counters = counters
         self._clock = clock
@@ -98,26 +102,37 @@ class Partitions:
         try:
             async with asyncio.timeout(_FINAL_COMMIT_SECONDS):
                 await self.commit()
-                await self._crashes.end(claims)
         except (TimeoutError, TransientError) as error:
             log.warning("last commit failed", action="commit_failed", error=str(error))
+        await self._give_back(claims)
         for life in lives:
             self._lives.end(life.partition)
         log.info("revoked", action="revoked", partitions=len(lives))
 
+    async def _give_back(self, claims: list[Claim]) -> None:
+        """Say that these claims end in order, or their ends count as crashes."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK_SECONDS):
+                while True:
+                    try:
+                        return await self._crashes.end(claims)
+                    except TransientError:
+                        await asyncio.sleep(0.1 + 0.1 * self._jitter())
+
     def failed(self, partition: Partition, reason: str) -> None:
         """Halt a partition that cannot be polled; the others go on."""
         self._counters.poll_errors += 1
-        if (life := self._lives.find(partition)) is not None:
-            self._halt(life, reason)
+        life = self._lives.find(partition)
+        if life is not None and self._source is not None:
+            self._dispatch.halt(life, self._source, reason)
 
     def unreadable(self, partition: Partition, offset: int, error: str) -> None:
         """Give up a batch that cannot be read, and go on behind it."""
         self._counters.poll_errors += 1
         life = self._lives.find(partition)
         if life is not None and life.phase is Phase.RUNNING and self._source is not None:
-            skipping = self._skip(life, self._source, offset, Reason.UNREADABLE_BATCH, error)
-            self._spawn(skipping)
+            reason = Reason.UNREADABLE_BATCH
+            self._spawn(self._give_up(life, self._source, offset, reason, error))
 
     async def _load(self, life: PartitionLife) -> None:
         # A claim once taken is kept while Kafka does not answer. Taken again and again by a
@@ -148,14 +163,16 @@ class Partitions:
         if not life.is_claiming():
             return  # the group has moved on, and may have given us the partition anew
         if isinstance(start, Halt):
-            self._halt(life, start.problem)
+            self._dispatch.halt(life, self._source, start.problem)
             return
         if start.alarm:
-            log.error(start.alarm, action="start_alarm", partition=_name(life.partition))
+            log.error(start.alarm, action="start_alarm", partition=life.partition.name)
         await self._claims.begin(claim, start.offset)
+        life.claim = claim  # what begins in the crash ledger now, `revoked` ends there
         entry = await self._crashes.begin(claim, self._owner, start.offset)
-        flood = await self._floods.guard(life, claim)
+        flood = await self._floods.guard(claim)
         if not life.is_claiming():
+            await self._give_back([claim])
             return
         life.start(claim, start.offset, flood=flood, isolation=Isolation.of(entry))
         self._committed.pop(life.partition, None)
@@ -180,21 +197,13 @@ class Partitions:
                 )
         return decide_start(committed, next_offset, await source.bounds(partition))
 
-    def _halt(self, life: PartitionLife, problem: str) -> None:
-        life.halt(problem)
-        if self._source is not None:
-            self._source.pause(life.partition)
-        if life.claim is not None:
-            self._dispatch.release(life.claim)
-        log.error(problem, action="partition_halted", partition=_name(life.partition))
-
     async def run(self) -> None:
         """Commit on a timer, and claim again what was fenced."""
         while True:
             await asyncio.sleep(self._options.commit_interval_seconds)
             try:
                 await self.commit()
-                async for life in self._floods.due():
+                async for life in self._floods.due(self._lag):
                     life.phase = Phase.CLAIMING
                     self._spawn(self._load(life))
             except TransientError as error:
@@ -202,6 +211,9 @@ class Partitions:
             for life in self._lives.in_phase(Phase.FENCED):
                 life.phase = Phase.CLAIMING
                 self._spawn(self._reclaim(life))
+
+    def _lag(self, partition: Partition) -> int | None:
+        return None if self._source is None else self._source.lag(partition)
 
     async def commit(self) -> None:
         """Write how far we are to the table, then tell Kafka what the table returned."""
@@ -255,11 +267,7 @@ class Partitions:
                 await asyncio.sleep(0.5 + self._jitter())
                 continue
             if assignment == life.assignment and life.partition in partitions:
-                log.warning("fenced", action="reclaim", partition=_name(life.partition))
+                log.warning("fenced", action="reclaim", partition=life.partition.name)
                 await self._load(life)
             else:
                 life.end()
-
-
-def _name(partition: Partition) -> str:
-    return f"{partition.topic}/{partition.number}"

@@ -33,6 +33,7 @@ from worker.core.model import (
 )
 from worker.errors import UnknownCollection
 from worker.pipeline.batcher import Batcher
+from worker.pipeline.marks import Marks
 from worker.pipeline.refusals import Refusals
 from worker.ports import Catalog, Clock, Offload, Query, Spawn, Store
 
@@ -137,6 +138,7 @@ class Prepare:
         store: Store,
         collections: Collections,
         refusals: Refusals,
+        marks: Marks,
         options: IngestOptions,
         *,
         offload: Offload,
@@ -145,6 +147,7 @@ class Prepare:
         self._store = store
         self._collections = collections
         self._refusals = refusals
+        self._marks = marks
         self._offload = offload
         self._batcher = Batcher[Item, Prepared](
             self._prepare,
@@ -221,7 +224,8 @@ class Prepare:
             for (work, collection), base, end in zip(items, bases, settled, strict=True)
             if end is None and isinstance(work.event, DocumentUpserted)
         ]
-        cuts = iter(await self._offload(partial(_cut_all, todo)) if todo else ())
+        async with self._marks.busy(work for work, _, _ in todo):
+            cuts = iter(await self._offload(partial(_cut_all, todo)) if todo else ())
         answers: list[Prepared | BaseException] = []
         for (work, collection), base, end in zip(items, bases, settled, strict=True):
             if end is not None:

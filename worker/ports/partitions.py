@@ -63,7 +63,15 @@ class Crashes(Protocol):
 
     async def mark(self, claim: Claim, alone: Alone | None) -> None:
         """
-        Write which record is alone in flight now; durable when this returns.
+        Write which record its owner is busy with now; durable when this returns.
+
+        Raises:
+            FencedError: another claim has begun.
+        """
+
+    async def gave_up(self, claim: Claim, records: int) -> None:
+        """
+        Write how many records in a row were given up.
 
         Raises:
             FencedError: another claim has begun.
@@ -85,7 +93,7 @@ class Holds(Protocol):
 
     async def hold(self, claim: Claim, problem: str) -> None:
         """
-        Write that a partition is held; again, that it still is.
+        Write that a partition is held; again, that it still is: an operator's word stands.
 
         Raises:
             FencedError: the claim is not the newest any more.
