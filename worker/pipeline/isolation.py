@@ -11,7 +11,8 @@ Never tracks a record: the poll task does.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -19,7 +20,7 @@ from schemas.dead_letter import Reason
 from worker.core.isolation import Alone, Isolation
 from worker.core.lifecycle import PartitionLife
 from worker.core.model import Claim, Record, Work
-from worker.errors import FencedError
+from worker.errors import FencedError, TransientError
 from worker.pipeline.decode import Decode
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.give_up import GiveUp
@@ -67,8 +68,14 @@ class OneByOne:
         self._polled.discard(life)
         self._taken.update((life, record) for record in batch.records)
 
-    async def run(self, life: PartitionLife, source: Source) -> None:
-        """Work on a partition one record at a time, until it may run freely or has ended."""
+    async def run(
+        self, life: PartitionLife, source: Source, commit: Callable[[], Awaitable[None]]
+    ) -> None:
+        """
+        Work on a partition one record at a time, until it may run freely or has ended.
+
+        Commits behind each record: the next owner begins at the one that this one dies of.
+        """
         claim, isolation = life.claim, life.isolation
         assert claim is not None
         assert isolation is not None
@@ -78,6 +85,8 @@ class OneByOne:
             while life.runs(claim) and not isolation.is_over(life.handed_out):
                 await _until(lambda: not life.runs(claim) or bool(source.lag(life.partition)))
                 await self._next(life, claim, isolation, source)
+                with suppress(TransientError):
+                    await commit()
         except FencedError:
             life.fence(claim)
             return

@@ -179,7 +179,7 @@ class Partitions:
         if not self._source.begin(life.assignment, life.partition, start.offset):
             life.end()
         elif life.isolation is not None:
-            self._spawn(self._one_by_one.run(life, self._source))
+            self._spawn(self._one_by_one.run(life, self._source, self.commit))
 
     async def _decide(self, source: Source, claim: Claim) -> Start | Halt:
         partition, next_offset = claim.partition, claim.next_offset
