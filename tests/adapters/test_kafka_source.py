@@ -21,22 +21,6 @@ from worker.ports import Source
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture(scope="module")
-def broker():
-    with run_own_kafka() as broker:
-        yield broker
-
-
-@pytest.fixture
-async def world(broker, group):
-    await usable(broker)
-    async with topics(broker.bootstrap_servers) as made:
-        topic = await made.create(partitions=2)
-        world = KafkaWorld(quick_options(broker, group), topic)
-        yield world
-        await world.close()
-
-
 def seconds_passed(seconds):
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
