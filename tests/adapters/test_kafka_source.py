@@ -7,10 +7,8 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 
-from tests.support.kafka import topics
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
-from tests.support.kafka_own import frozen, quick_options, run_own_kafka, usable
-from tests.support.kafka_worlds import KafkaWorld
+from tests.support.kafka_own import frozen
 from worker.adapters import kafka_flow
 from worker.adapters.kafka_source import KafkaSource
 from worker.config import KafkaOptions
@@ -19,6 +17,11 @@ from worker.errors import BrokerUnavailable, FencedError
 from worker.ports import Source
 
 pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def world(own_world):
+    return own_world
 
 
 def seconds_passed(seconds):

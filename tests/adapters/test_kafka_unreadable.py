@@ -13,17 +13,23 @@ from schemas.dead_letter import Reason
 from tests.support.kafka_batches import (
     batch_of,
     bomb,
-    change_on_disk,
     sealed,
     with_a_header_that_is_no_text,
+    with_a_later_last_offset,
     with_bytes_behind,
 )
 from tests.support.kafka_facts import PATIENCE_SECONDS, records_of, values_of
+from tests.support.kafka_own import break_on_disk
 from worker.adapters import kafka_flow, kafka_internals
 from worker.errors import PermanentError
 from worker.ports import BatchSpan
 
 pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def world(own_world):
+    return own_world
 
 
 async def go_on_behind(member, partition, count):
@@ -60,10 +66,6 @@ def with_garbage_inside(batch):
     sealed(batch)
 
 
-def with_last_offset_delta(batch):
-    batch[25] ^= 1  # adds 256
-
-
 def with_first_offset(batch):
     batch[7] ^= 1 << 6  # adds 64; no checksum covers it
 
@@ -74,14 +76,6 @@ def with_records(batch):
 
 def of_an_old_format(batch):
     batch[16] = 1
-
-
-def break_on_disk(broker, topic, changes):
-    (segment,) = Path(broker.folder).rglob(f"{topic}-0/*.log")
-    broker.stop()
-    for offset, change in changes.items():
-        change_on_disk(segment, offset, change)
-    broker.start()
 
 
 async def test_what_a_disk_breaks_is_passed_by_batch(world, broker):
@@ -95,7 +89,7 @@ async def test_what_a_disk_breaks_is_passed_by_batch(world, broker):
         10: with_garbage_inside,
         14: with_codec(1),
     }
-    await asyncio.to_thread(break_on_disk, broker, world.topic, changes)
+    await asyncio.to_thread(break_on_disk, broker, world.partition(), changes)
     member = await world.join(begin_at=0)
     records, spans = await go_on_behind(member, world.partition(), 10)
     assert offsets_of(records) == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]
@@ -310,7 +304,7 @@ async def test_a_bomb_is_described_without_being_unpacked(world, noise_bytes):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (with_last_offset_delta, "says 2 records at offsets 2 to 259"),
+        (with_a_later_last_offset, "says 2 records at offsets 2 to 259"),
         (with_first_offset, "another one (is found|stands behind it)|the log ends at"),
         (with_records, "says 3 records at offsets 2 to 3"),
         (of_an_old_format, "of message format v1, not v2|Corrupt"),
@@ -319,7 +313,7 @@ async def test_a_bomb_is_described_without_being_unpacked(world, noise_bytes):
 async def test_a_header_that_a_disk_breaks_is_believed_by_nobody(world, broker, change, words):
     for index in range(3):
         await world.send(batch_of([b"%d" % index * 30, b"%d" % index * 40]))
-    await asyncio.to_thread(break_on_disk, broker, world.topic, {2: change})
+    await asyncio.to_thread(break_on_disk, broker, world.partition(), {2: change})
     member = await world.join(begin_at=2)
     for _ in range(2):
         with pytest.raises(PermanentError, match=words) as raised:

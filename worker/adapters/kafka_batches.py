@@ -81,7 +81,9 @@ def believed(data: bytes, offset: int) -> BatchSpan:
     """
     span = span_of(data)
     if len(data) < span.size_bytes:
-        raise Doubtful(f"of {span.size_bytes} bytes at offset {span.first} are {len(data)} there")
+        raise Doubtful(
+            f"of {span.size_bytes} bytes at offset {span.first} are {len(data)} there"
+        )
     if span.last < offset:
         raise Doubtful(f"the batch says that it ends at {span.last}, below offset {offset}")
     if not _is_intact(data[: span.size_bytes]) and not _is_consistent(span, offset):

@@ -63,7 +63,8 @@ class Lookup:
                 return await find_span(fetch, offset, bounds)
         except (Doubtful, CorruptRecordException) as error:
             raise PermanentError(
-                Reason.UNREADABLE_BATCH, f"{place.topic}/{place.partition}, offset {offset}: {error}"
+                Reason.UNREADABLE_BATCH,
+                f"{place.topic}/{place.partition}, offset {offset}: {error}",
             ) from error
 
     @asynccontextmanager
