@@ -19,11 +19,6 @@ from worker.ports import Source
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture
-def world(own_world):
-    return own_world
-
-
 def seconds_passed(seconds):
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds

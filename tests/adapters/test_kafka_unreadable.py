@@ -21,15 +21,10 @@ from tests.support.kafka_batches import (
 from tests.support.kafka_facts import PATIENCE_SECONDS, records_of, values_of
 from tests.support.kafka_own import break_on_disk
 from worker.adapters import kafka_flow, kafka_internals
-from worker.errors import PermanentError
+from worker.errors import BrokerUnavailable, PermanentError
 from worker.ports import BatchSpan
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture
-def world(own_world):
-    return own_world
 
 
 async def go_on_behind(member, partition, count):
@@ -72,6 +67,14 @@ def with_first_offset(batch):
 
 def with_records(batch):
     batch[60] ^= 1
+
+
+def with_a_shorter_length(batch):
+    struct.pack_into(">i", batch, 8, len(batch) - 12 - 4)
+
+
+def with_a_longer_length(batch):
+    struct.pack_into(">i", batch, 8, len(batch) - 12 + 4)
 
 
 def of_an_old_format(batch):
@@ -307,7 +310,8 @@ async def test_a_bomb_is_described_without_being_unpacked(world, noise_bytes):
         (with_a_later_last_offset, "says 2 records at offsets 2 to 259"),
         (with_first_offset, "another one (is found|stands behind it)|the log ends at"),
         (with_records, "says 3 records at offsets 2 to 3"),
-        (of_an_old_format, "of message format v1, not v2|Corrupt"),
+        (with_a_shorter_length, "the checksum is wrong|but another one"),
+        (with_a_longer_length, "the checksum is wrong|but another one|bytes at offset 2"),
     ],
 )
 async def test_a_header_that_a_disk_breaks_is_believed_by_nobody(world, broker, change, words):
@@ -323,6 +327,14 @@ async def test_a_header_that_a_disk_breaks_is_believed_by_nobody(world, broker, 
     assert member.source._lookup._consumer is None
     healthy = await member.source.batch(world.partition(), 0)
     assert (healthy.first, healthy.last) == (0, 1)
+
+
+async def test_where_the_broker_fails_over_a_batch_there_is_no_span_either(world, broker):
+    await world.send(batch_of([b"0"]))
+    await asyncio.to_thread(break_on_disk, broker, world.partition(), {0: of_an_old_format})
+    member = await world.join()
+    with pytest.raises(BrokerUnavailable, match="UnknownError"):
+        await member.source.batch(world.partition(), 0)
 
 
 async def test_what_the_broker_itself_calls_corrupt_is_refused(world, monkeypatch):
