@@ -51,6 +51,30 @@ def kafka_server(request):
     yield from _start(request, "Kafka", run_kafka)
 
 
+@pytest.fixture(scope="module")
+def broker():
+    """A broker of the module's own, to be frozen, killed and broken."""
+    from tests.support.kafka_own import run_own_kafka
+
+    with run_own_kafka() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def own_world(broker, group):
+    """A topic of two partitions on that broker."""
+    from tests.support.kafka import topics
+    from tests.support.kafka_own import quick_options, usable
+    from tests.support.kafka_worlds import KafkaWorld
+
+    await usable(broker)
+    async with topics(broker.bootstrap_servers) as made:
+        topic = await made.create(partitions=2)
+        world = KafkaWorld(quick_options(broker, group), topic, own_broker=broker)
+        yield world
+        await world.close()
+
+
 @pytest.fixture(scope="session")
 def postgres_server(request):
     """The database server of this run: `.url`, `.embedded` (None where it is not ours)."""

@@ -7,10 +7,8 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 
-from tests.support.kafka import topics
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
-from tests.support.kafka_own import frozen, quick_options, run_own_kafka, usable
-from tests.support.kafka_worlds import KafkaWorld
+from tests.support.kafka_own import frozen
 from worker.adapters import kafka_flow
 from worker.adapters.kafka_source import KafkaSource
 from worker.config import KafkaOptions
@@ -19,22 +17,6 @@ from worker.errors import BrokerUnavailable, FencedError
 from worker.ports import Source
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def broker():
-    with run_own_kafka() as broker:
-        yield broker
-
-
-@pytest.fixture
-async def world(broker, group):
-    await usable(broker)
-    async with topics(broker.bootstrap_servers) as made:
-        topic = await made.create(partitions=2)
-        world = KafkaWorld(quick_options(broker, group), topic)
-        yield world
-        await world.close()
 
 
 def seconds_passed(seconds):

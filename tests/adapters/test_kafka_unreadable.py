@@ -7,40 +7,24 @@ from pathlib import Path
 
 import pytest
 from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
 
-from tests.support.kafka import topics
+from schemas.dead_letter import Reason
 from tests.support.kafka_batches import (
     batch_of,
     bomb,
-    change_on_disk,
     sealed,
     with_a_header_that_is_no_text,
+    with_a_later_last_offset,
     with_bytes_behind,
 )
 from tests.support.kafka_facts import PATIENCE_SECONDS, records_of, values_of
-from tests.support.kafka_own import quick_options, run_own_kafka, usable
-from tests.support.kafka_worlds import KafkaWorld
+from tests.support.kafka_own import break_on_disk
 from worker.adapters import kafka_flow, kafka_internals
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerUnavailable, PermanentError
 from worker.ports import BatchSpan
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def broker():
-    with run_own_kafka() as broker:
-        yield broker
-
-
-@pytest.fixture
-async def world(broker, group):
-    await usable(broker)
-    async with topics(broker.bootstrap_servers) as made:
-        topic = await made.create(partitions=2)
-        world = KafkaWorld(quick_options(broker, group), topic)
-        yield world
-        await world.close()
 
 
 async def go_on_behind(member, partition, count):
@@ -77,12 +61,16 @@ def with_garbage_inside(batch):
     sealed(batch)
 
 
-def break_on_disk(broker, topic, changes):
-    (segment,) = Path(broker.folder).rglob(f"{topic}-0/*.log")
-    broker.stop()
-    for offset, change in changes.items():
-        change_on_disk(segment, offset, change)
-    broker.start()
+def with_first_offset(batch):
+    batch[7] ^= 1 << 6  # adds 64; no checksum covers it
+
+
+def with_records(batch):
+    batch[60] ^= 1
+
+
+def of_an_old_format(batch):
+    batch[16] = 1
 
 
 async def test_what_a_disk_breaks_is_passed_by_batch(world, broker):
@@ -96,7 +84,7 @@ async def test_what_a_disk_breaks_is_passed_by_batch(world, broker):
         10: with_garbage_inside,
         14: with_codec(1),
     }
-    await asyncio.to_thread(break_on_disk, broker, world.topic, changes)
+    await asyncio.to_thread(break_on_disk, broker, world.partition(), changes)
     member = await world.join(begin_at=0)
     records, spans = await go_on_behind(member, world.partition(), 10)
     assert offsets_of(records) == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]
@@ -308,6 +296,49 @@ async def test_a_bomb_is_described_without_being_unpacked(world, noise_bytes):
     assert values_of(await member.take_records(1)) == [b"behind"]
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_a_later_last_offset, "says 2 records at offsets 2 to 259"),
+        (with_first_offset, "another one (is found|stands behind it)|the log ends at"),
+        (with_records, "says 3 records at offsets 2 to 3"),
+    ],
+)
+async def test_a_header_that_a_disk_breaks_is_believed_by_nobody(world, broker, change, words):
+    for index in range(3):
+        await world.send(batch_of([b"%d" % index * 30, b"%d" % index * 40]))
+    await asyncio.to_thread(break_on_disk, broker, world.partition(), {2: change})
+    member = await world.join(begin_at=2)
+    for _ in range(2):
+        with pytest.raises(PermanentError, match=words) as raised:
+            await member.source.batch(world.partition(), 2)
+        assert raised.value.reason is Reason.UNREADABLE_BATCH
+        assert f"{world.topic}/0, offset 2: " in str(raised.value)
+    assert member.source._lookup._consumer is None
+    healthy = await member.source.batch(world.partition(), 0)
+    assert (healthy.first, healthy.last) == (0, 1)
+
+
+async def test_where_the_broker_fails_over_a_batch_there_is_no_span_either(world, broker):
+    await world.send(batch_of([b"0"]))
+    await asyncio.to_thread(break_on_disk, broker, world.partition(), {0: of_an_old_format})
+    member = await world.join()
+    with pytest.raises(BrokerUnavailable, match="UnknownError"):
+        await member.source.batch(world.partition(), 0)
+
+
+async def test_what_the_broker_itself_calls_corrupt_is_refused(world, monkeypatch):
+    await world.append(b"value")
+    member = await world.join()
+
+    async def corrupt(*_):
+        raise CorruptRecordException
+
+    monkeypatch.setattr(kafka_internals, "raw_batches", corrupt)
+    with pytest.raises(PermanentError, match="CorruptRecord"):
+        await member.source.batch(world.partition(), 0)
+
+
 async def test_where_no_header_of_ours_stands_a_span_is_refused_in_a_sentence(
     world, monkeypatch
 ):
@@ -316,10 +347,10 @@ async def test_where_no_header_of_ours_stands_a_span_is_refused_in_a_sentence(
 
     async def of_old(*_):
         batch = batch_of([b"value"])
-        batch[16] = 1
+        of_an_old_format(batch)
         return bytes(batch)
 
     monkeypatch.setattr(kafka_internals, "raw_batches", of_old)
-    with pytest.raises(BrokerUnavailable, match="is of message format v1, not v2"):
+    with pytest.raises(PermanentError, match="is of message format v1, not v2"):
         await member.source.batch(world.partition(), 0)
     assert member.source._lookup._consumer is None

@@ -7,10 +7,11 @@ import pytest
 
 from schemas.dead_letter import NO_FACTS
 from tests.contracts.test_dead_letters import DeadLettersContract
-from tests.contracts.test_source import SourceContract
+from tests.contracts.test_source import DoubtfulSpanContract, SourceContract
 from tests.support.kafka_worlds import MemoryWorld
 from tests.support.virtual_time import run
 from worker.adapters.memory_kafka import MemoryDeadLetters, MemorySource
+from worker.errors import BrokerUnavailable, PermanentError
 
 
 class ForgetsMarkers(MemorySource):
@@ -140,6 +141,22 @@ class SpansOnlyWhatIsThere(MemorySource):
         return span if span is not None and span.first <= offset else None
 
 
+class BelievesEveryHeader(MemorySource):
+    async def batch(self, partition, offset):
+        self._broker.log(partition).doubtful.clear()
+        return await super().batch(partition, offset)
+
+
+class CallsADoubtAnOutage(MemorySource):
+    """Its callers ask again, for ever."""
+
+    async def batch(self, partition, offset):
+        try:
+            return await super().batch(partition, offset)
+        except PermanentError as error:
+            raise BrokerUnavailable from error
+
+
 class DropsHeaders(MemoryDeadLetters):
     async def publish(self, letter, recorded):
         await super().publish(letter, recorded)
@@ -191,6 +208,18 @@ def test_the_source_suite_sees(bug):
     assert _turns_red(SourceContract(), lambda: {"make_world": make_world})
 
 
+@pytest.mark.parametrize(
+    "bug", [BelievesEveryHeader, CallsADoubtAnOutage, PassesOverWhatCannotBeRead]
+)
+def test_the_suite_of_doubtful_spans_sees(bug):
+    def arguments():
+        world = MemoryWorld(partitions=2)
+        world.source_class = bug
+        return {"world": world}
+
+    assert _turns_red(DoubtfulSpanContract(), arguments)
+
+
 class TellsNoFacts(MemoryDeadLetters):
     async def publish(self, letter, recorded):
         await super().publish(replace(letter, facts=NO_FACTS), recorded)
@@ -220,7 +249,7 @@ def _turns_red(suite, arguments):
         for case in _cases(test):
             try:
                 run(test(**arguments(), **case))
-            except (AssertionError, TimeoutError, pytest.fail.Exception):
+            except (AssertionError, TimeoutError, BrokerUnavailable, pytest.fail.Exception):
                 return True
     return False
 
@@ -239,4 +268,5 @@ def test_without_a_bug_the_suites_are_green():
         return MemoryWorld(partitions)
 
     assert not _turns_red(SourceContract(), lambda: {"make_world": make_world})
+    assert not _turns_red(DoubtfulSpanContract(), lambda: {"world": MemoryWorld(partitions=2)})
     assert not _turns_red(DeadLettersContract(), lambda: {"world": MemoryWorld()})

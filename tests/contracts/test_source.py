@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from schemas.dead_letter import Reason
 from tests.support.kafka_facts import PATIENCE_SECONDS, records_of, values_of
 from tests.support.kafka_worlds import KafkaWorld, MemoryWorld
-from worker.errors import BrokerUnavailable, FencedError
+from worker.errors import BrokerUnavailable, FencedError, PermanentError
 
 
 class SourceContract:
@@ -518,6 +519,53 @@ class SourceContract:
         await world.append_unreadable([b"x", b"y"])
         member = await world.join()
         assert await member.source.landmark(world.partition(), 1) is None
+
+
+class DoubtfulSpanContract:
+    """Every test takes a `world` of two partitions, of which the first can be broken."""
+
+    async def test_a_batch_with_a_header_that_is_not_to_be_believed_has_no_span(self, world):
+        await world.append_many(2)
+        await world.append_doubtful([b"x", b"y"])
+        member = await world.join()
+        for offset in (2, 3, 2):
+            with pytest.raises(PermanentError) as raised:
+                await member.source.batch(world.partition(), offset)
+            assert raised.value.reason is Reason.UNREADABLE_BATCH
+            assert "2" in str(raised.value)
+        assert (await member.source.batch(world.partition(), 1)).last == 1
+
+    async def test_it_is_told_and_nothing_behind_it_is_handed_out(self, world):
+        await world.append_many(2)
+        await world.append_doubtful([b"x", b"y"])
+        await world.append_many(3, number=1)
+        member = await world.join(begin_at=0)
+        places = [world.partition(number) for number in range(2)]
+        records = await member.take_records(5, places)
+        await member.take(lambda _: bool(member.unreadables), places)
+        assert [told[:2] for told in member.unreadables] == [(world.partition(), 2)]
+        assert sorted(record.position[1:] for record in records) == [
+            (0, 0),
+            (0, 1),
+            (1, 0),
+            (1, 1),
+            (1, 2),
+        ]
+
+
+class TestMemoryDoubtfulSpan(DoubtfulSpanContract):
+    @pytest.fixture
+    async def world(self):
+        world = MemoryWorld(partitions=2)
+        yield world
+        await world.close()
+
+
+@pytest.mark.real
+class TestKafkaDoubtfulSpan(DoubtfulSpanContract):
+    @pytest.fixture
+    def world(self, own_world):
+        return own_world
 
 
 class TestMemorySource(SourceContract):

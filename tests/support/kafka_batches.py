@@ -88,6 +88,11 @@ def bomb(size_bytes: int, noise_bytes: int = 0) -> bytearray:
     return sealed(batch + bytes(packer.finish()))
 
 
+def with_a_later_last_offset(batch):
+    """Flip the bit of the header that adds 256 offsets; the checksum is wrong then."""
+    batch[25] ^= 1
+
+
 async def send(bootstrap_servers: str, place: TopicPartition, batch: bytes) -> int:
     """Send a batch as it is; returns its first offset. Raises what the broker says of it."""
     client = AIOKafkaClient(bootstrap_servers=bootstrap_servers)

@@ -9,6 +9,7 @@ from pathlib import Path
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
+from tests.support.kafka_batches import change_on_disk
 from tests.support.kafka_facts import PATIENCE_SECONDS
 from tests.support.servers import open_folder
 from worker.config import KafkaOptions
@@ -51,6 +52,15 @@ async def _accepts(bootstrap_servers, topic):
     finally:
         await admin.close()
     return all(code == 0 for _, code, _ in answer.topic_errors)
+
+
+def break_on_disk(broker, partition, changes):
+    """Restart the broker; meanwhile `changes[offset](batch)` work on the file of its log."""
+    (segment,) = Path(broker.folder).rglob(f"{partition.topic}-{partition.number}/*.log")
+    broker.stop()
+    for offset, change in changes.items():
+        change_on_disk(segment, offset, change)
+    broker.start()
 
 
 def _all_threads_stopped(pid):

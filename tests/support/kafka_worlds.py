@@ -17,6 +17,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 
 from tests.support import kafka_batches
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member
+from tests.support.kafka_own import break_on_disk
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
 from worker.adapters.memory_kafka import MemoryBroker, MemoryDeadLetters, MemorySource
@@ -77,6 +78,11 @@ class MemoryWorld(World):
             timestamp_ms=timestamp_ms,
         )
 
+    async def append_doubtful(self, values):
+        """Append one batch that cannot be read, with a header that is not to be believed."""
+        first, *_, last = [await self.append(value) for value in values]
+        self.broker.log(self.partition()).spoil(first, last, doubtful=True)
+
     async def append_unreadable(self, values, *, number=0, timestamp_ms=1):
         """Append one batch that cannot be read; returns its first offset."""
         offsets = [
@@ -107,8 +113,13 @@ class MemoryWorld(World):
 
 
 class KafkaWorld(World):
-    def __init__(self, options, topic, dead_letter_topic="unused", **changes):
+    """`own_broker` is for those who break what is on its disk."""
+
+    def __init__(
+        self, options, topic, dead_letter_topic="unused", *, own_broker=None, **changes
+    ):
         super().__init__()
+        self.own_broker = own_broker
         self.options = replace(
             options,
             topics=(topic,),
@@ -143,6 +154,11 @@ class KafkaWorld(World):
     async def append_unreadable(self, values, *, number=0, timestamp_ms=1):
         batch = kafka_batches.with_bytes_behind(values, timestamp_ms=timestamp_ms)
         return await self.send(batch, number)
+
+    async def append_doubtful(self, values):
+        first = await self.send(kafka_batches.batch_of(values))
+        changes = {first: kafka_batches.with_a_later_last_offset}
+        await asyncio.to_thread(break_on_disk, self.own_broker, self.partition(), changes)
 
     async def send(self, batch, number=0):
         """Send a batch made by hand; returns its first offset."""

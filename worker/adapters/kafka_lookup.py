@@ -8,17 +8,20 @@ more: a claim asks about a few partitions at once, and then for hours nobody doe
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CorruptRecordException
 
+from schemas.dead_letter import Reason
 from worker.adapters import kafka_internals
-from worker.adapters.kafka_batches import NoHeader, find_span
+from worker.adapters.kafka_batches import Doubtful, find_span
 from worker.adapters.kafka_client import client_arguments, milliseconds, record_of
 from worker.adapters.kafka_errors import is_unreadable
 from worker.config import KafkaOptions
 from worker.core.lifecycle import landmark
 from worker.core.model import Landmark, Partition
-from worker.errors import BrokerUnavailable
+from worker.errors import PermanentError
 from worker.ports import BatchSpan
 
 _WAIT_SECONDS = 0.2
@@ -44,21 +47,25 @@ class Lookup:
         async with self._connected() as consumer:
             return await _look_up(consumer, TopicPartition(*partition), offset)
 
-    async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
+    async def batch(
+        self, partition: Partition, offset: int, bounds: tuple[int, int]
+    ) -> BatchSpan | None:
         """
         Return the span of the batch that holds an offset between the bounds, or the next one.
 
         Raises:
-            BrokerUnavailable: what stands there is no header that we know.
+            PermanentError: what stands there is no batch whose span is certain.
         """
-        async with self._connected() as consumer:
-            data = await kafka_internals.raw_batches(
-                consumer, TopicPartition(*partition), offset, _FETCH_BYTES
-            )
+        place = TopicPartition(*partition)
         try:
-            return find_span(data, offset)
-        except NoHeader as error:
-            raise BrokerUnavailable(f"{partition}, offset {offset}: {error}") from error
+            async with self._connected() as consumer:
+                fetch = partial(kafka_internals.raw_batches, consumer, place)
+                return await find_span(fetch, offset, bounds)
+        except (Doubtful, CorruptRecordException) as error:
+            raise PermanentError(
+                Reason.UNREADABLE_BATCH,
+                f"{place.topic}/{place.partition}, offset {offset}: {error}",
+            ) from error
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[AIOKafkaConsumer]:

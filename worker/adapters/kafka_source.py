@@ -136,12 +136,17 @@ class KafkaSource:
             return await self._lookup.landmark(partition, offset)
 
     async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
-        """Return the span of the batch that holds this offset, or of the first one behind."""
+        """
+        Return the span of the batch that holds this offset, or of the first one behind.
+
+        Raises:
+            PermanentError: `kafka_batches` says what makes a span certain; here it is not.
+        """
         async with self._limited():
             first, end = await self.bounds(partition)
             if offset >= end:
                 return None
-            return await self._lookup.batch(partition, max(first, offset))
+            return await self._lookup.batch(partition, max(first, offset), (first, end))
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
         """Start polling at an offset; False where the assignment is not the newest."""

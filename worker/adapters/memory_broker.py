@@ -73,6 +73,7 @@ class Log:
     sick: str | None = None
     records: list[Record] = field(default_factory=list)
     broken: list[range] = field(default_factory=list)
+    doubtful: list[range] = field(default_factory=list)
 
     def append(self, record: Record) -> None:
         """Add a record at its offset."""
@@ -110,22 +111,27 @@ class Log:
                 return record
         return None
 
-    def spoil(self, first: int, last: int) -> None:
-        """Make these offsets one batch that cannot be read."""
+    def spoil(self, first: int, last: int, *, doubtful: bool = False) -> None:
+        """Make these offsets one batch that cannot be read, nor perhaps its header believed."""
         self.broken.append(range(first, last + 1))
-
-    def mend(self) -> None:
-        """Make all batches readable again."""
-        self.broken.clear()
+        if doubtful:
+            self.doubtful.append(self.broken[-1])
 
     def span(self, offset: int) -> BatchSpan | None:
-        """Return the batch at an offset or behind it; a batch is a record unless spoilt."""
+        """
+        Return the batch at an offset or behind it; a batch is a record unless spoilt.
+
+        Raises:
+            Unreadable: its header is not to be believed.
+        """
         for record in self.records[self._index(max(offset, self.first)) :][:1]:
             at = record.position.offset
             return self._span(self._broken_at(at) or range(at, at + 1))
         return None
 
     def _span(self, batch: range) -> BatchSpan:
+        if batch in self.doubtful:
+            raise Unreadable(f"the header at offset {batch.start} is not to be believed")
         records = self.records[self._index(batch.start) : self._index(batch.stop)]
         return BatchSpan(
             first=batch.start,

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
 
+from schemas.dead_letter import Reason
 from worker.adapters.dead_letter_headers import headers_of
 from worker.adapters.memory_broker import Group, MemoryBroker, Unreadable
 from worker.core.lifecycle import landmark
 from worker.core.model import Landmark, Partition
-from worker.errors import BrokerUnavailable, FencedError
+from worker.errors import BrokerUnavailable, FencedError, PermanentError
 from worker.ports import Assignments, BatchSpan, DeadLetter, PolledBatch, Recorded
 
 __all__ = ["MemoryBroker", "MemoryDeadLetters", "MemorySource"]
@@ -102,10 +103,18 @@ class MemorySource:
         return None if record is None else landmark(record)
 
     async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
-        """Return the span of the batch that holds this offset, or of the first one behind."""
+        """
+        Return the span of the batch that holds this offset, or of the first one behind.
+
+        Raises:
+            PermanentError: it was spoilt so that its span is doubtful.
+        """
         await asyncio.sleep(0)
         self._check("batch")
-        return self._broker.log(partition).span(offset)
+        try:
+            return self._broker.log(partition).span(offset)
+        except Unreadable as error:
+            raise PermanentError(Reason.UNREADABLE_BATCH, str(error)) from error
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
         """Start polling at an offset; False where the assignment is not the newest."""

@@ -93,8 +93,12 @@ class Source(Protocol):
         """
         Return the span of the batch at this offset, or of the first one behind it, if any.
 
+        From the offset to the end of the span there are no records but those of that batch.
+
         Raises:
-            BrokerUnavailable: also where that is no header of message format v2.
+            PermanentError: what stands there does not say for certain where it ends, so
+                nothing may be passed; asking again changes nothing.
+            BrokerUnavailable: the broker does not answer.
         """
 
     def begin(self, assignment: int, partition: Partition, offset: int) -> bool:
