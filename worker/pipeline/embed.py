@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from schemas.dead_letter import Reason
+from worker import failpoints
 from worker.config import EmbeddingOptions, RetryOptions
 from worker.core import retry
 from worker.core.bisection import Bisection
@@ -273,7 +274,9 @@ class Embed:
         }
         async with self._sending:
             with self._tracing.batch_span("embeddings", request.traceparents, attributes):
-                return await self._embedder.embed(request)
+                vectors = await self._embedder.embed(request)
+        await failpoints.reach("after_answer")
+        return vectors
 
     async def _bisect(
         self, pieces: list[Piece], error: RejectedInput
