@@ -166,7 +166,7 @@ class Log:
 
 
 def is_readable(record: Record) -> bool:
-    return record.poison == "content_filter"
+    return record.poison == "rejected_input"
 
 
 def carries(row: Row, event: Event) -> bool:
@@ -358,7 +358,12 @@ def _told(history: History, log: Log) -> Found:
             if reached.is_open(place, offset, sample.seq):
                 yield "watermark-skip", f"Kafka was told {offset} of {place} at {sample.seq}"
     yield from _ahead(history)
-    for place, offset in history.samples[-1].committed.items() if history.samples else ():
+    yield from _nowhere(history, log, reached)
+
+
+def _nowhere(history: History, log: Log, reached: _Reached) -> Found:
+    committed = history.samples[-1].committed if history.samples else {}
+    for place, offset in committed.items():
         for position in reached.below(place, offset):
             if log.covered[position] == NEVER:
                 yield "lost", f"{position} is below {offset} and nowhere"
