@@ -78,7 +78,7 @@ async def kill_storm(world: World, kills: int) -> list[Verdict]:
                 hits["anywhere"] += 1
             assert worker.process.returncode == -signal.SIGKILL, worker.log_file.read_text()
 
-    async with world.load(), asyncio.TaskGroup() as tasks:
+    async with world.load(events_per_second=25), asyncio.TaskGroup() as tasks:
         for seat in world.seats:
             tasks.create_task(haunt(seat))
     for seat in world.seats:
@@ -207,7 +207,7 @@ async def freezes(world: World, rounds: int) -> list[Verdict]:
         ),
         tested("freezes inside a transaction", hit.count("in_transaction"), rounds),
         tested("freezes after an answer", hit.count("after_answer"), rounds),
-        Verdict("fenced writes of those that still run", f"{fenced}", held=True),
+        tested("fenced writes", fenced, 1),
     ]
 
 

@@ -26,6 +26,7 @@ HOST = "127.0.0.1"
 UP, DOWN = "up", "down"
 """The directions: from the client to the server, and back."""
 PIECE_BYTES = 64 * 1024
+_PORTS_USED: set[int] = set()
 # A connection that is closed with it is reset (socket(7), SO_LINGER with a time of 0).
 LINGER_AND_RESET = struct.pack("ii", 1, 0)
 
@@ -235,13 +236,12 @@ class Link:
 
     async def _connect(self, reader, writer) -> None:
         try:
-            answers, server = await asyncio.open_connection(*self.target)
+            answers, server = await self._reach()
         except OSError:
             self.counts["unreachable"] += 1
             return
         connection = _Connection(writer, server, self._watch() if self._watch else None)
         self._connections.add(connection)
-        self.ports.add(server.get_extra_info("sockname")[1])
         self.counts["connections"] += 1
         for end in (writer, server):
             end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -254,6 +254,22 @@ class Link:
         finally:
             self._connections.discard(connection)
             _reset(server)
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the server from a port that no link of this process has had before."""
+        used = []
+        try:
+            while True:
+                reader, writer = await asyncio.open_connection(*self.target)
+                port = writer.get_extra_info("sockname")[1]
+                if port not in _PORTS_USED:
+                    _PORTS_USED.add(port)
+                    self.ports.add(port)
+                    return reader, writer
+                used.append(writer)
+        finally:
+            for writer in used:
+                writer.transport.abort()
 
     async def _pump(self, connection, direction, reader, writer) -> None:
         while data := await reader.read(PIECE_BYTES):
