@@ -137,8 +137,8 @@ class Load:
         return document.event("upsert", text=text)._replace(poison="rejected_input")
 
 
-def partition_of(key: bytes, partitions: int = PARTITIONS) -> int:
-    """One document stays on one partition."""
+def partition_of(key: bytes, partitions: int) -> int:
+    """One document stays on one partition, while there are so many."""
     return crc32(key) % partitions
 
 
@@ -150,6 +150,7 @@ class Publisher:
         self._topic = topic
         self._events = iter(load)
         self._chance = load.chance
+        self.partitions = PARTITIONS
         self.acknowledged = 0
         self.aborted = 0
 
@@ -174,6 +175,12 @@ class Publisher:
         await producer.start()
         self._stack.push_async_callback(producer.stop)
         return producer
+
+    async def spread(self, partitions: int) -> None:
+        """Use so many partitions from now on: some documents change theirs."""
+        for producer in (*self._plain, self._transactional):
+            await producer.client.force_metadata_update()
+        self.partitions = partitions
 
     async def publish(self, count: int) -> None:
         """Publish the next events; returns when all are acknowledged."""
@@ -202,7 +209,7 @@ class Publisher:
                 self._topic,
                 event.value,
                 key=event.key,
-                partition=partition_of(event.key),
+                partition=partition_of(event.key, self.partitions),
                 headers=[(POISON_HEADER, event.poison.encode())] if event.poison else None,
             )
             for event in events

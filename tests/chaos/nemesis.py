@@ -36,13 +36,13 @@ def tested(what: str, measured: int, least: int) -> Verdict:
     return Verdict(f"tested: >= {least} {what}", f"{measured}", measured >= least)
 
 
-async def _settle(world: World, seconds: float = CONVERGED_SECONDS) -> Verdict:
+async def settle(world: World, seconds: float = CONVERGED_SECONDS) -> Verdict:
     took = await world.converge(timeout_seconds=3 * seconds)
     claim = f"everything is done <= {seconds:g} s after the last fault"
     return Verdict(claim, f"{took:.1f} s", took <= seconds)
 
 
-async def _leave(world: World) -> Verdict:
+async def leave(world: World) -> Verdict:
     codes = await world.stop_all()
     return Verdict("SIGTERM ends every worker with 0", f"{codes}", not any(codes))
 
@@ -83,11 +83,11 @@ async def kill_storm(world: World, kills: int) -> list[Verdict]:
             tasks.create_task(haunt(seat))
     for seat in world.seats:
         await world.start(seat)
-    converged = await _settle(world)
+    converged = await settle(world)
     bought_again = world.bought_again()
     killed = [worker for seat in world.seats for worker in seat.processes[:-1]]
     in_flight = set().union(*(world.asked[worker.name] for worker in killed))
-    left = await _leave(world)
+    left = await leave(world)
     return [
         *await world.judge(),
         converged,
@@ -139,10 +139,10 @@ async def unknown_commits(world: World, cuts: int, share: float = 0.3) -> list[V
             await world.fleet.pass_time(0.2)
     await link.heal()
     healed = monotonic()
-    converged = await _settle(world, seconds=30)
+    converged = await settle(world, seconds=30)
     recovered = monotonic() - healed
     rebalances = world.logged("assigned") - assigned
-    left = await _leave(world)
+    left = await leave(world)
     return [
         *await world.judge(),
         converged,
@@ -190,10 +190,10 @@ async def freezes(world: World, rounds: int) -> list[Verdict]:
             for seat in frozen:
                 seat.worker.signal(signal.SIGCONT)
             await world.shared()
-    converged = await _settle(world)
+    converged = await settle(world)
     fenced = await world.fenced()
     rejoined = all(seat.worker.process.returncode is None for seat in world.seats)
-    left = await _leave(world)
+    left = await leave(world)
     limit = SESSION_SECONDS + 5
     return [
         *await world.judge(),
@@ -224,8 +224,8 @@ async def rolling_restarts(world: World, rounds: int) -> list[Verdict]:
                 codes.append(await world.fleet.stop(seat.worker))
                 await world.start(seat)
                 await world.shared()
-    converged = await _settle(world)
-    left = await _leave(world)
+    converged = await settle(world)
+    left = await leave(world)
     bought_again = world.bought_again()
     return [
         *await world.judge(),

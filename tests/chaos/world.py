@@ -17,6 +17,8 @@ from time import monotonic
 from typing import Self
 from urllib.parse import urlsplit
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
 from tests.chaos.load import REFUSED, Load, Publisher
 from tests.chaos.oracle import CHUNKING, DIMENSIONS, Report, check
 from tests.chaos.proxy import Commits, Link
@@ -253,6 +255,24 @@ class World:
         began = monotonic()
         await self.fleet.settled(timeout_seconds)
         return monotonic() - began
+
+    async def rewind(self) -> None:
+        """Set the group back to the beginning, as Kafka's own tools do; nobody is in it."""
+        places = [TopicPartition(*place) for place in await self.fleet.ends()]
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.fleet.kafka.bootstrap_servers,
+            group_id=self.fleet.kafka.group,
+            enable_auto_commit=False,
+        )
+        await consumer.start()
+        consumer.assign(places)
+        await consumer.commit(dict.fromkeys(places, 0))
+        await consumer.stop()
+
+    def paid(self) -> int:
+        """How many texts the provider was paid for, but for what a worker asks at its start."""
+        embedded = self.fleet.provider.embedded
+        return embedded.total() - embedded["dimensions"]
 
     async def judge(self) -> list[Verdict]:
         """Ask the oracle."""
