@@ -434,7 +434,7 @@ def _end(history: History) -> Found:
 def _costs(history: History) -> dict[str, int]:
     letters = Counter(letter[:3] for letter in history.letters)
     rewinds = sum(
-        new.committed[place] < old.committed.get(place, 0)
+        0 < new.committed[place] < old.committed.get(place, 0)
         for old, new in pairwise(history.samples)
         for place in new.committed
     )
