@@ -138,3 +138,12 @@ class History:
     workers: dict[int, str] = field(default_factory=dict)
     """Which worker a connection's port at the database belongs to."""
     embedded: Counter[str] = field(default_factory=Counter)
+
+    def blame(self, reason: str) -> int:
+        """Take every record with such a dead letter for poison; returns how many there are."""
+        blamed = {letter[:3] for letter in self.letters if letter.reason == reason}
+        self.records = [
+            record._replace(poison=reason) if record.order[:3] in blamed else record
+            for record in self.records
+        ]
+        return len(blamed)

@@ -166,7 +166,11 @@ class Log:
 
 
 def is_readable(record: Record) -> bool:
-    return record.poison == "rejected_input"
+    try:
+        event_of(record)
+    except ValueError:
+        return False
+    return True
 
 
 def carries(row: Row, event: Event) -> bool:

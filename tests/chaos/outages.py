@@ -9,10 +9,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 
 import asyncpg
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.new_partitions import NewPartitions
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 
 from tests.chaos.nemesis import leave, settle, tested
 from tests.chaos.proxy import DOWN, UP, Link
@@ -266,15 +267,23 @@ def _is_content(name: str) -> bool:
     return name.partition(" ")[0] in ("document", "chunk")
 
 
+@asynccontextmanager
+async def _admin(world: World):
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.kafka.bootstrap_servers)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
 async def partitions_added(world: World) -> list[Verdict]:
     """Twelve partitions become sixteen under running workers."""
     await world.start_all()
     async with world.load():
         await world.fleet.pass_time(2)
-        admin = AIOKafkaAdminClient(bootstrap_servers=world.kafka.bootstrap_servers)
-        await admin.start()
-        await admin.create_partitions({world.fleet.topic: NewPartitions(16)})
-        await admin.close()
+        async with _admin(world) as admin:
+            await admin.create_partitions({world.fleet.topic: NewPartitions(16)})
         await world.publisher.spread(16)
         await world.fleet.producer.client.force_metadata_update()
         await world.fleet.pass_time(4)
@@ -282,3 +291,100 @@ async def partitions_added(world: World) -> list[Verdict]:
     verdicts = await _end(world, seconds=120)
     used = sum(end > 0 for end in (await world.fleet.ends()).values())
     return [*verdicts, tested("partitions in use", used, 13)]
+
+
+async def restored(world: World, server: EmbeddedPostgres, snapshot: Path) -> list[Verdict]:
+    """Put the database back to an older backup under running workers."""
+    await world.start_all()
+    async with world.load():
+        await world.fleet.pass_time(4)
+        await _off_the_loop(world, partial(server.snapshot, snapshot))
+        await world.fleet.connect()
+        await world.fleet.pass_time(5)
+    await world.converge()
+    before = sum((await world.fleet.progress()).values())
+    await _off_the_loop(world, partial(server.restore, snapshot))
+    await world.fleet.connect()
+    lost = before - sum((await world.fleet.progress()).values())
+
+    async def is_filled():
+        ends = await world.fleet.ends()
+        return await world.fleet.progress() == ends == await world.fleet.committed()
+
+    # A partition on which nothing happens is noticed within a minute.
+    async with world.load():
+        await world.fleet.pass_time(5)
+    await world.fleet.until(is_filled, 180)
+    # What was seen before was said by a table that is not there any more.
+    world.witness.samples.clear()
+    verdicts = await _end(world)
+    return [
+        *verdicts,
+        tested("offsets that the backup did not know", lost, 50),
+        tested("alarms that say so", world.logged("start_alarm"), 1),
+    ]
+
+
+# ---- what cannot be made good is refused ----
+
+
+async def refused(world: World) -> list[Verdict]:
+    """Remove records that were never read; then the topic, and make one of its name."""
+    (seat,) = world.seats
+    await world.start_all()
+    await world.publisher.publish(200)
+    await world.converge()
+    await world.fleet.stop(seat.worker)
+    ends = await world.fleet.ends()
+    await world.publisher.publish(200)
+    grown = {
+        place: end for place, end in (await world.fleet.ends()).items() if end > ends[place]
+    }
+    async with _admin(world) as admin:
+        await admin.delete_records(
+            {place: RecordsToDelete(before_offset=end) for place, end in grown.items()}
+        )
+        truncated = await _halts(world, len(grown))
+        await admin.delete_topics([world.fleet.topic])
+        await _create_again(world, admin)
+    recreated = await _halts(world, len(ends))
+    return [
+        Verdict(
+            "records that were removed unread halt their partitions, in a clear sentence",
+            _one_of(truncated),
+            all("records that were never read" in line for line in truncated),
+        ),
+        Verdict(
+            "a topic that was made again halts its partitions, in a clear sentence",
+            _one_of(recreated),
+            all("the topic was re-created" in line for line in recreated),
+        ),
+        tested("partitions truncated", len(truncated), len(grown)),
+        tested("partitions made again", len(recreated), len(ends)),
+    ]
+
+
+async def _create_again(world: World, admin: AIOKafkaAdminClient) -> None:
+    """Kafka removes a topic in its own time; until then its name is taken."""
+
+    async def is_created():
+        new = NewTopic(world.fleet.topic, 12, 1)
+        answer = await admin.create_topics([new])
+        return all(code == 0 for _, code, _ in answer.topic_errors)
+
+    await world.fleet.until(is_created, pause_seconds=0.2)
+
+
+async def _halts(world: World, count: int) -> list[str]:
+    """Start a worker, and return why it halts so many partitions."""
+    (seat,) = world.seats
+    worker = await world.start(seat)
+    await worker.logged("partition_halted", count)
+    await world.fleet.stop(worker)
+    return [
+        line["message"] for line in worker.lines() if line.get("action") == "partition_halted"
+    ]
+
+
+def _one_of(lines: list[str]) -> str:
+    return f"{len(lines)}x, such as: {lines[0]}"

@@ -147,7 +147,6 @@ def test_a_clean_history_is_clean(clean):
     report = check(clean)
     assert report.anomalies == {}
     assert report.costs["duplicate embeddings"] == 0
-    assert report.costs["rewinds of Kafka's offsets"] == 1
 
 
 # ---- one fault each ----
@@ -339,6 +338,20 @@ def test_what_was_paid_twice_is_a_cost_and_no_fault(clean):
     assert report.is_clean
     assert report.costs["duplicate embeddings"] == 3
     assert report.costs["duplicate dead letters"] == 1
+
+
+def test_a_record_that_is_blamed_for_kills_is_left_out_where_that_is_asked_for(clean):
+    clean.letters.append(Letter(TOPIC, 0, 2, "worker_killer"))
+    assert "dlq-extra" in check(deepcopy(clean)).anomalies
+    assert clean.blame("worker_killer") == 1
+    assert check(clean).is_clean
+
+
+def test_a_fall_of_kafka_s_offset_is_a_cost_and_an_unknown_offset_is_none(clean):
+    clean.samples[1:1] = [Sample(8, {ZERO: 3, ONE: 1}), Sample(8, {ZERO: 0, ONE: 1})]
+    clean.samples.append(Sample(22, {ZERO: 5, ONE: 7}))
+    clean.samples.append(Sample(23, {ZERO: 6, ONE: 7}))
+    assert check(clean).costs["rewinds of Kafka's offsets"] == 1
 
 
 def test_a_record_is_not_covered_by_what_comes_later(clean):

@@ -33,3 +33,16 @@ async def test_a_topic_that_is_read_again_changes_nothing(make_world, verdicts):
 
 async def test_partitions_that_are_added_under_running_workers(make_world, verdicts):
     await run(make_world(seats=3), verdicts, outages.partitions_added)
+
+
+async def test_a_database_that_is_put_back_is_filled_again(
+    make_world, verdicts, own_postgres, tmp_path
+):
+    def scenario(world):
+        return outages.restored(world, own_postgres, tmp_path / "snapshot")
+
+    await run(make_world(seats=2), verdicts, scenario)
+
+
+async def test_what_cannot_be_made_good_is_refused(make_world, verdicts):
+    await run(make_world(seats=1), verdicts, outages.refused)

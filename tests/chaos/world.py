@@ -274,11 +274,17 @@ class World:
         embedded = self.fleet.provider.embedded
         return embedded.total() - embedded["dimensions"]
 
-    async def judge(self) -> list[Verdict]:
-        """Ask the oracle."""
+    async def judge(self, *, blames: bool = False) -> list[Verdict]:
+        """
+        Ask the oracle.
+
+        `blames`: a record in whose company workers were killed again and again may have been
+        taken for what kills them; such dead letters are counted, and are no fault.
+        """
         for seat in self.seats:
             self.witness.workers |= dict.fromkeys(seat.postgres.ports, seat.name)
         history = await self.witness.history()
+        blamed = history.blame("worker_killer") if blames else 0
         self.report = report = check(history)
         verdicts = [_verdict(report, claim, names) for claim, names in CLAIMS.items()]
         seen = (
@@ -290,6 +296,7 @@ class World:
             *verdicts,
             Verdict("the oracle has seen it", seen, bool(history.records and history.changes)),
             Verdict("what it cost", costs, held=True),
+            Verdict("records blamed for kills", f"{blamed}", held=True),
         ]
 
     def bought_again(self) -> set[str]:
