@@ -82,7 +82,7 @@ async def kill_storm(
                 hits["anywhere"] += 1
             assert worker.process.returncode == -signal.SIGKILL, worker.log_file.read_text()
 
-    async with world.load(events_per_second=20), asyncio.TaskGroup() as tasks:
+    async with world.load(events_per_second=15), asyncio.TaskGroup() as tasks:
         for seat in world.seats:
             tasks.create_task(haunt(seat))
     for seat in world.seats:

@@ -164,8 +164,10 @@ class Link:
         target: tuple[str, int],
         *,
         port: int = 0,
+        name: str = "",
         watch: type[Commits] | None = None,
     ) -> None:
+        self.name = name
         self.target = target
         self.faults = Faults()
         self.counts: Counter[str] = Counter()

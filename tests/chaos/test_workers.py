@@ -24,7 +24,7 @@ async def test_two_hundred_commits_of_which_nobody_hears_are_found_done(make_wor
 
 
 async def test_workers_that_were_frozen_in_a_transaction_write_nothing(make_world, verdicts):
-    await run(make_world(), verdicts, lambda world: nemesis.freezes(world, 3))
+    await run(make_world(), verdicts, lambda world: nemesis.freezes(world, 2))
 
 
 async def test_rolling_restarts_buy_nothing_twice(make_world, verdicts):

@@ -68,7 +68,7 @@ class ProxiedKafka(EmbeddedKafka):
 
     def link(self, seat: int) -> Link:
         host, _, port = self.listeners[f"SEAT{seat}"].partition(":")
-        return Link((host, int(port)), port=self.front[seat].number)
+        return Link((host, int(port)), port=self.front[seat].number, name="Kafka")
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class Seat:
 
     @property
     def links(self) -> dict[str, Link]:
-        return {"Kafka": self.kafka, "PostgreSQL": self.postgres, "provider": self.provider}
+        return {link.name: link for link in (self.kafka, self.postgres, self.provider)}
 
 
 @dataclass
@@ -96,6 +96,8 @@ class World:
     seed: int
     seat_count: int = SEATS
     poison: float = 0.01
+    module: str = "worker"
+    """What runs as a worker."""
     seats: list[Seat] = field(default_factory=list)
     asked: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """The texts that each process has asked the provider for."""
@@ -150,8 +152,8 @@ class World:
         answering = urlsplit(self.fleet.provider.url)
         links = (
             self.kafka.link(number),
-            Link((database.hostname, database.port), watch=Commits),
-            Link((answering.hostname, answering.port)),
+            Link((database.hostname, database.port), name="PostgreSQL", watch=Commits),
+            Link((answering.hostname, answering.port), name="provider"),
         )
         for link in links:
             await self._stack.enter_async_context(link)
@@ -175,6 +177,7 @@ class World:
         if failpoints:
             environment["EMBEDFLEET_FAILPOINTS"] = failpoints
         worker = await self.fleet.start(
+            module=self.module,
             may_die=True,
             EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS=seat.kafka.address,
             EMBEDFLEET_DATABASE_URL=database._replace(netloc=place).geturl(),
