@@ -23,10 +23,7 @@ from tests.support.verdicts import Verdict
 from worker.embedded.postgres import EmbeddedPostgres
 
 FAULT_SECONDS = 5.0
-# Of a connection: PostgreSQL and Kafka are cut while they are used, and every answer of the
-# provider is. Half of its answers would be another fault: a provider that answers others and
-# fails a document ten times running makes it a dead letter, by the rules.
-CUT_BYTES = {"Kafka": 2000, "PostgreSQL": 2000, "provider": 100}
+CUT_BYTES = 2000
 _END_WORKERS_SESSIONS = """
 select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'embedfleet'
 """
@@ -85,7 +82,7 @@ async def _refuse(link: Link) -> None:
 
 
 async def _cut_answers(link: Link) -> None:
-    link.faults.cut_after_bytes = CUT_BYTES[link.name]
+    link.faults.cut_after_bytes = CUT_BYTES
     link.reset()
 
 
