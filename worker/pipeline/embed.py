@@ -54,7 +54,12 @@ class Piece:
 
 
 class _Tries:
-    """The failed tries of one request; throttled ones count apart, they have no limit."""
+    """
+    The failed tries of one request; throttled ones count apart, they have no limit.
+
+    `since` is the first of those that count: an answer to others before it says nothing about
+    a provider that has gone since.
+    """
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -66,8 +71,10 @@ class _Tries:
         self.since = now
         self._failed = 0
 
-    def count(self, error: ProviderUnavailable) -> int:
+    def count(self, error: ProviderUnavailable, now: float) -> int:
         """Count a failed try and return which one of its kind it is."""
+        if self._failed + self._throttled == 0:
+            self.since = now
         if isinstance(error, RateLimited):
             self._throttled += 1
             return self._throttled
@@ -256,7 +263,9 @@ class Embed:
         """Return when to try again; None where others are answered and this one never is."""
         if isinstance(error, BreakerOpen):  # nobody was asked: nothing is charged
             return error.retry_after_seconds or self._retries.base_seconds
-        again = retry.decide(error, tries.count(error), self._retries, self._jitter())
+        again = retry.decide(
+            error, tries.count(error, self._clock()), self._retries, self._jitter()
+        )
         patience = self._jitter() * self._retries.cap_seconds
         self._counters.retries += 1
         if again is not None:
