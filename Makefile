@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos bench format schemas lock clean
+.PHONY: help demo test lint coverage chaos chaos-bites bench format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,7 +41,10 @@ coverage: .venv/installed  ## Run the tests and show which lines they reach.
 	$(PYTHON) -m coverage report --skip-covered --sort=cover
 
 chaos: .venv/installed  ## Hurt fleets of processes for minutes, and print what they bore.
-	$(PYTHON) -m pytest -m chaos tests/chaos
+	$(PYTHON) -m pytest -m chaos tests/chaos --ignore tests/chaos/test_planted.py
+
+chaos-bites: .venv/installed  ## Plant bugs in a fleet, and see that the oracle names each.
+	$(PYTHON) -m pytest -m chaos tests/chaos/test_planted.py
 
 bench: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy

@@ -1,11 +1,27 @@
-"""Fleets that are hurt for long, and what they claimed to bear: `make chaos` runs them."""
+"""
+Fleets that are hurt for long, and what they claimed to bear: `make chaos` runs them.
+
+`EMBEDFLEET_TEST_SEED` names the seed of a run; each run prints the one that it had. Verdicts
+are written as JSON, too, into `build/chaos`, or where `EMBEDFLEET_TEST_VERDICTS` says.
+"""
+
+import json
+import os
+import secrets
+from pathlib import Path
 
 import pytest
 
+from tests.chaos.world import ProxiedKafka, World
 from tests.support.fleet import Fleet
+from tests.support.kafka import topics
+from tests.support.servers import open_folder
 from tests.support.verdicts import Verdict, lines
+from worker.config import DatabaseOptions, KafkaOptions
+from worker.embedded.postgres import EmbeddedPostgres
 
 RUNS = pytest.StashKey[dict[str, list[Verdict]]]()
+FOLDER = Path(os.environ.get("EMBEDFLEET_TEST_VERDICTS", "build/chaos"))
 
 
 def pytest_configure(config):
@@ -17,6 +33,9 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section(name, sep="-")
         for line in lines(verdicts):
             terminalreporter.write_line(line)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        found = [verdict._asdict() for verdict in verdicts]
+        (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1))
 
 
 @pytest.fixture
@@ -37,3 +56,47 @@ async def fleet(kafka_options, database, create_topic, tmp_path):
     )
     async with fleet:
         yield fleet
+
+
+@pytest.fixture(scope="session")
+def proxied_kafka():
+    """A broker of our own, with a listener behind a proxy for each seat."""
+    with open_folder() as folder, ProxiedKafka(folder / "kafka") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def own_postgres():
+    """A database server of our own, to be hurt."""
+    with open_folder() as folder, EmbeddedPostgres(folder / "postgres") as server:
+        yield server
+
+
+@pytest.fixture
+def seed(verdicts) -> int:
+    """What decides the load and the faults of a run."""
+    seed = int(os.environ.get("EMBEDFLEET_TEST_SEED") or secrets.randbelow(1 << 31))
+    verdicts.append(Verdict("the seed", f"{seed}", held=True))
+    return seed
+
+
+@pytest.fixture
+async def make_world(proxied_kafka, own_postgres, group, seed, tmp_path):
+    """`make_world(seats=4)`: a world to enter, with everything but its workers."""
+    servers = proxied_kafka.bootstrap_servers
+    async with topics(servers) as made:
+        topic, letters = await made.create(partitions=12), await made.create()
+
+        def make(*, seats: int = 4, **more) -> World:
+            fleet = Fleet(
+                kafka=KafkaOptions(bootstrap_servers=servers, group=group),
+                database=DatabaseOptions(
+                    url=own_postgres.url, schema=group.replace("-", "_"), pool_min=1
+                ),
+                topic=topic,
+                dead_letter_topic=letters,
+                folder=tmp_path,
+            )
+            return World(fleet, proxied_kafka, seed, seat_count=seats, **more)
+
+        yield make

@@ -49,6 +49,33 @@ def test_an_outage_of_ten_minutes_costs_a_probe_now_and_then_and_no_document():
     live(story, settings=BUSY)
 
 
+def test_an_answer_to_others_before_its_first_failure_blames_no_document_for_an_outage():
+    """Too few requests for the breaker: only what was answered since can tell."""
+
+    async def story(universe):
+        down = False
+
+        async def script(request):
+            await asyncio.sleep(1.0 if request.texts == ["text 0"] else 0.5)
+            if down:
+                raise ProviderUnavailable("gone")
+
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        fill(universe, 2)
+        await universe.embedder.in_flight(2)
+        await asyncio.sleep(0.75)
+        assert len(universe.database.state.documents) == 1
+        down = True
+        await asyncio.sleep(60)
+        down = False
+        await universe.settled()
+        assert universe.letters.letters == []
+        assert len(universe.database.state.documents) == 2
+
+    live(story, settings=BUSY)
+
+
 def test_while_the_provider_is_left_alone_nothing_more_is_polled():
     async def story(universe):
         async def script(request):

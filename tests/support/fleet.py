@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import aiohttp
@@ -130,6 +131,7 @@ class Fleet:
     provider: Provider = field(default_factory=lambda: Provider(dimensions=DIMENSIONS))
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[WorkerProcess] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=count)
 
     async def __aenter__(self):
         await self.provider.__aenter__()
@@ -194,7 +196,7 @@ class Fleet:
         self, *, module: str = "worker", may_die: bool = False, **environment: str
     ) -> WorkerProcess:
         """Start a worker process; one that may die fails nobody who waits."""
-        log_file = self.folder / f"worker-{len(self.workers)}.log"
+        log_file = self.folder / f"worker-{next(self._numbers)}.log"
         with log_file.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,

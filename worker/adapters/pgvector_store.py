@@ -17,6 +17,7 @@ from typing import Any
 from msgspec import UNSET
 
 from schemas.events import ScopeDeleted
+from worker import failpoints
 from worker.adapters.pg_client import Connection, Database, MissingTable
 from worker.adapters.pg_documents import Wired, chunk_table, write_chunks, write_documents
 from worker.adapters.pg_resolution import resolve_letters
@@ -130,11 +131,13 @@ class PgvectorStore:
             first = _first_of_each_key(writes)
             passed = [n for n in first if writes[n].claim in live]
             written = await write_documents(connection, [writes[n].change for n in passed])
+            await failpoints.reach("in_transaction")
             winners = {n for n in passed if writes[n].change.key in written}
             for table, group in _by_chunk_table(wired[n] for n in sorted(winners)).items():
                 await write_chunks(connection, table, group)
             if written:
                 await resolve_letters(connection, written)
+        await failpoints.reach("after_commit")
         return [
             Verdict.FENCED
             if write.claim not in live

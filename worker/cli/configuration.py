@@ -29,8 +29,8 @@ CONFIG_VARIABLE = "EMBEDFLEET_CONFIG"
 DEFAULT_FILE = Path("embedfleet.toml")
 DEFAULT_ORIGIN = "default"
 
-# Read elsewhere: the file above, the embedded Kafka's jars, the servers of a test run.
-_OTHER_VARIABLES = re.compile(r"EMBEDFLEET_(CONFIG|KAFKA_JARS|TEST_\w+)")
+# Read elsewhere: the file above, the embedded Kafka's jars, what tests set.
+_OTHER_VARIABLES = re.compile(r"EMBEDFLEET_(CONFIG|KAFKA_JARS|FAILPOINTS|TEST_\w+)")
 # Kubernetes sets these in every pod where a Service has a name that begins with ours:
 # kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
 _SERVICE_LINK = re.compile(

@@ -10,6 +10,7 @@ import shutil
 import socket
 import struct
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from worker.embedded.cache import cache_folder
@@ -37,7 +38,8 @@ class EmbeddedKafka(EmbeddedServer):
 
     `security` adds the listeners SASL, SASLTLS, TLS and MTLS; what their clients need is in
     `certificates` and `USERS`. `train` makes the AOT cache where there is none, which takes 9 s
-    when the broker stops.
+    when the broker stops. `advertised` adds plain listeners by name, whose clients are sent to
+    another port: that of a proxy before them.
     """
 
     start_timeout_seconds = 120.0
@@ -50,11 +52,13 @@ class EmbeddedKafka(EmbeddedServer):
         jars: Path | None = None,
         security: bool = False,
         train: bool = False,
+        advertised: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(folder)
         self.certificates = Certificates(self.folder / "tls") if security else None
         self._jars_folder = jars
         self._train = train
+        self._advertised = dict(advertised or {})
         self._data = self.folder / "data"
         self._log = self.folder / "kafka.log"
         self._configuration = self.folder / "server.properties"
@@ -69,7 +73,7 @@ class EmbeddedKafka(EmbeddedServer):
 
     @property
     def listeners(self) -> dict[str, str]:
-        """Host and port of every listener for clients, by name."""
+        """Host and port of every listener for clients, by name; where it really listens."""
         assert self._ports, "it was not started"
         ports = {name: f"{HOST}:{port.number}" for name, port in self._ports.items()}
         del ports[CONTROLLER]
@@ -96,12 +100,15 @@ class EmbeddedKafka(EmbeddedServer):
     def _prepare(self, java: Java) -> None:
         if self._ports:
             return
-        names = (PLAINTEXT, CONTROLLER, *(SECURED if self.certificates else ()))
+        secured = SECURED if self.certificates else ()
+        names = (PLAINTEXT, CONTROLLER, *secured, *self._advertised)
         self._ports = {name: ReservedPort() for name in names}
         if self.certificates is not None:
             self.certificates.create()
         ports = {name: port.number for name, port in self._ports.items()}
-        self._configuration.write_text(properties(ports, self._data, self.certificates))
+        self._configuration.write_text(
+            properties(ports, self._data, self.certificates, self._advertised)
+        )
         if not (self._data / "meta.properties").exists():
             self._format(java)
 

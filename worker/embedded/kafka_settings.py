@@ -7,7 +7,6 @@ the `openssl` program, and the properties that point to them.
 
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,15 +145,28 @@ class Certificates:
             raise ConfigError(f"openssl {arguments}: {done.stderr}")
 
 
-def properties(ports: Mapping[str, int], data: Path, certificates: Certificates | None) -> str:
-    """Return the whole of `server.properties` for listeners by name."""
+def properties(
+    ports: dict[str, int],
+    data: Path,
+    certificates: Certificates | None,
+    advertised_ports: dict[str, int],
+) -> str:
+    """
+    Return the whole of `server.properties` for listeners by name.
+
+    `advertised_ports` is where clients of some of them are sent instead.
+    """
     listeners = {name: f"{name}://{HOST}:{port}" for name, port in ports.items()}
-    advertised = [url for name, url in listeners.items() if name != CONTROLLER]
+    advertised = [
+        f"{name}://{HOST}:{port}"
+        for name, port in (ports | advertised_ports).items()
+        if name != CONTROLLER
+    ]
     settings = STATIC | {
         "listeners": ",".join(listeners.values()),
         "advertised.listeners": ",".join(advertised),
         "listener.security.protocol.map": ",".join(
-            f"{name}:{PROTOCOLS[name]}" for name in ports
+            f"{name}:{PROTOCOLS.get(name, PLAINTEXT)}" for name in ports
         ),
         "controller.quorum.voters": f"1@{HOST}:{ports[CONTROLLER]}",
         "log.dirs": str(data),

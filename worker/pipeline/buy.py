@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby
 
 from schemas.dead_letter import Reason
+from worker import failpoints
 from worker.config import RetryOptions
 from worker.core import retry
 from worker.core.bisection import Bisection
@@ -207,7 +208,9 @@ class Buy:
         }
         async with self._sending:
             with self._tracing.batch_span("embeddings", request.traceparents, attributes):
-                return await self._embedder.embed(request)
+                vectors = await self._embedder.embed(request)
+        await failpoints.reach("after_answer")
+        return vectors
 
     async def _blamed(self, pieces: Sequence[Piece], error: Exception) -> PermanentError:
         """Return the end of a text, or of a document, that was found to be at fault."""

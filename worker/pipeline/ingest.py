@@ -43,6 +43,7 @@ _MAX_PASSES = 5
 """Passes in which others were answered before a document is a dead letter."""
 # What a write takes of the processor is over by then; the rest is waiting for the database.
 _BUSY_SECONDS = 2.0
+_LARGE_BYTES = 4 * 1024 * 1024
 _ALONE_AFTER = 3
 """Rounds against a moving row before a document gets a transaction of its own."""
 
@@ -155,7 +156,8 @@ class Ingest:
     async def _store(
         self, work: Work, change: ChangeSet, vectors: dict[ChunkId, Vector], *, alone: bool
     ) -> Verdict:
-        if not work.is_alone:
+        # A small write kills nobody, and a process that is killed in it has not died of it.
+        if not work.is_alone or sum(map(len, vectors.values())) < _LARGE_BYTES:
             return await self._save(work, change, vectors, alone=alone)
         async with self._marks.busy([work], _BUSY_SECONDS):
             return await self._save(work, change, vectors, alone=alone)

@@ -17,6 +17,7 @@ from contextlib import suppress
 import structlog
 
 from schemas.dead_letter import Reason
+from worker import failpoints
 from worker.config import KafkaOptions
 from worker.core.isolation import Isolation
 from worker.core.lifecycle import Halt, Lives, PartitionLife, Phase, Start, decide_start
@@ -99,6 +100,7 @@ class Partitions:
             life.drain()
         claims = [life.claim for life in lives if life.claim is not None]
         await self._dispatch.drain(claims, self._options.drain_seconds)
+        await failpoints.reach("in_rebalance")
         try:
             async with asyncio.timeout(_FINAL_COMMIT_SECONDS):
                 await self.commit()
@@ -155,6 +157,7 @@ class Partitions:
     async def _claim(self, partition: Partition) -> Claim:
         claim = await self._claims.claim(self._options.group, partition, self._owner)
         self._counters.claims += 1
+        await failpoints.reach("after_claim")
         return claim
 
     async def _start(self, life: PartitionLife, claim: Claim) -> None:
@@ -224,6 +227,7 @@ class Partitions:
                 return
             saved = await self._claims.save_progress(progress)
             self._fence(claim for claim in progress if claim.partition not in saved)
+            await failpoints.reach("before_kafka_commit")
             await self._tell(progress, saved)
 
     async def _tell(self, progress: dict[Claim, Progress], saved: dict[Partition, int]) -> None:

@@ -16,6 +16,7 @@ import structlog
 from msgspec import UNSET
 
 from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tombstone
+from worker import failpoints
 from worker.core.lifecycle import Lives
 from worker.core.model import (
     DeadLettered,
@@ -124,7 +125,9 @@ class Settle:
             raise FencedError
         if recorded.is_published:
             return  # it was read again after a rewind, or when its partition was held
+        await failpoints.reach("in_dead_letter")
         await self._until_done(lambda: self._dead_letters.publish(letter, recorded))
+        await failpoints.reach("after_dead_letter")
         mark = letter.claim.group, letter.record.position
         await self._until_done(lambda: self._marks.submit(mark))
 

@@ -1,0 +1,37 @@
+"""A harness that finds nothing has to find what is planted: one broken promise a run."""
+
+import signal
+
+import pytest
+
+from tests.chaos.planted import BUGS, VARIABLE
+from tests.chaos.world import World
+
+pytestmark = [pytest.mark.chaos, pytest.mark.real]
+
+
+async def seen(world: World, bug: str) -> set[str]:
+    """Let two workers with a bug live through a freeze and a restart; what the oracle says."""
+    world.module = "tests.chaos.planted"
+    first, second = world.seats
+    await world.start(first, "after_answer:stop:#10", **{VARIABLE: bug})
+    await world.start(second, **{VARIABLE: bug})
+    await world.shared()
+    async with world.load():
+        await first.worker.logged("failpoint")
+        await world.fleet.until(lambda: world.fleet.is_shared_by(second.worker))
+        first.worker.signal(signal.SIGCONT)
+        await first.worker.logged("assigned", 2)
+        await world.fleet.crash(second.worker)
+        await world.start(second, **{VARIABLE: bug})
+        await world.fleet.pass_time(5)
+    await world.fleet.pass_time(5)
+    await world.judge()
+    return set(world.report.anomalies)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+async def test_a_broken_promise_turns_a_run_red(make_world, verdicts, bug):
+    async with make_world(seats=2, poison=0.05) as world:
+        found = await seen(world, bug.__name__)
+    assert found & BUGS[bug], found

@@ -1,0 +1,39 @@
+"""
+A small part of what `make chaos` does, with a fixed seed, in every run of the tests.
+
+Nothing here depends on how fast the machine is: only on what happened, and in which order.
+"""
+
+import pytest
+
+from tests.chaos import nemesis
+
+pytestmark = pytest.mark.real
+
+SEED = 5
+PATIENCE_SECONDS = 240
+
+
+@pytest.fixture
+def seed():
+    return SEED
+
+
+async def run(world, scenario):
+    async with world:
+        verdicts = await scenario(world)
+    assert [verdict for verdict in verdicts if not verdict.held] == []
+
+
+async def test_workers_that_are_killed_at_all_places_break_no_promise(make_world):
+    def storm(world):
+        return nemesis.kill_storm(world, 9, patience_seconds=PATIENCE_SECONDS)
+
+    await run(make_world(seats=3, poison=0.03), storm)
+
+
+async def test_commits_of_which_nobody_hears_are_found_done(make_world):
+    def cut(world):
+        return nemesis.unknown_commits(world, 30, patience_seconds=PATIENCE_SECONDS)
+
+    await run(make_world(seats=1), cut)
