@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, UnknownError
 
 from schemas.dead_letter import Reason
 from tests.support.kafka_batches import (
@@ -319,23 +319,21 @@ async def test_a_header_that_a_disk_breaks_is_believed_by_nobody(world, broker, 
     assert (healthy.first, healthy.last) == (0, 1)
 
 
-async def test_where_the_broker_fails_over_a_batch_there_is_no_span_either(world, broker):
-    await world.send(batch_of([b"0"]))
-    await asyncio.to_thread(break_on_disk, broker, world.partition(), {0: of_an_old_format})
-    member = await world.join()
-    with pytest.raises(BrokerUnavailable, match="UnknownError"):
-        await member.source.batch(world.partition(), 0)
-
-
-async def test_what_the_broker_itself_calls_corrupt_is_refused(world, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "meaning"),
+    [(CorruptRecordException, PermanentError), (UnknownError, BrokerUnavailable)],
+)
+async def test_what_the_broker_calls_corrupt_is_refused_and_its_failures_are_outages(
+    world, monkeypatch, answer, meaning
+):
     await world.append(b"value")
     member = await world.join()
 
-    async def corrupt(*_):
-        raise CorruptRecordException
+    async def failing(*_):
+        raise answer
 
-    monkeypatch.setattr(kafka_internals, "raw_batches", corrupt)
-    with pytest.raises(PermanentError, match="CorruptRecord"):
+    monkeypatch.setattr(kafka_internals, "raw_batches", failing)
+    with pytest.raises(meaning, match=answer.__name__):
         await member.source.batch(world.partition(), 0)
 
 
