@@ -21,14 +21,11 @@ from tests.support import works
 from tests.support.pace import offered
 from tests.support.provider import Call, Reply
 from tests.support.verdicts import Verdict, lines
-from worker.adapters.memory_database import MemoryDatabase
-from worker.adapters.memory_poison import MemoryPoisons
 from worker.app.provider import over_http
 from worker.config import EmbeddingOptions, RetryOptions, Settings, TelemetryOptions
 from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
 from worker.errors import PermanentError
 from worker.pipeline.embed import Embed
-from worker.pipeline.refusals import Refusals
 from worker.telemetry import Counters, Tracing, configure_logging
 
 SEED = 20_261_123
@@ -95,7 +92,6 @@ async def stack(*, max_inputs: int = 1) -> AsyncIterator[Stack]:
         )
         embed = Embed(
             guarded.embedder,
-            Refusals(MemoryPoisons(MemoryDatabase())),
             options,
             RetryOptions(),
             limits=http.limits,

@@ -112,8 +112,17 @@ def assemble(
 ) -> Worker:
     """Put a worker together; `owner` names it in its claims."""
     tasks, lives = Tasks(), Lives()
-    marks = Marks(ports.crashes)
-    ingest, embed = _ingest(settings, ports, around, tasks, lives, marks, counters)
+    marks, refusals = Marks(ports.crashes), Refusals(ports.poisons, lives)
+    ingest, embed = _ingest(
+        settings,
+        ports,
+        around,
+        tasks,
+        lives,
+        marks=marks,
+        refusals=refusals,
+        counters=counters,
+    )
     settle = Settle(
         ports.ledger,
         ports.dead_letters,
@@ -126,6 +135,7 @@ def assemble(
     dispatch = Dispatch(
         ingest,
         settle,
+        refusals,
         lives,
         settings.queue,
         counters=counters,
@@ -177,7 +187,9 @@ def _ingest(
     around: Surroundings,
     tasks: Tasks,
     lives: Lives,
+    *,
     marks: Marks,
+    refusals: Refusals,
     counters: Counters,
 ) -> tuple[Ingest, Embed]:
     collections = Collections(
@@ -185,7 +197,6 @@ def _ingest(
         clock=around.clock,
         grace_seconds=settings.ingest.unknown_collection_grace_seconds,
     )
-    refusals = Refusals(ports.poisons)
     prepare = Prepare(
         ports.store,
         collections,
@@ -196,7 +207,6 @@ def _ingest(
     )
     embed = Embed(
         ports.embedder,
-        refusals,
         settings.embedding,
         settings.retry,
         limits=ports.limits,

@@ -30,10 +30,10 @@ from worker.errors import (
     PermanentError,
     ProviderUnavailable,
     RateLimited,
+    RefusedText,
     RejectedInput,
 )
 from worker.pipeline.batcher import Call
-from worker.pipeline.refusals import Refusals
 from worker.ports import Embedder, EmbeddingRequest
 from worker.telemetry import Counters, Tracing
 
@@ -74,7 +74,6 @@ class Buy:
     def __init__(
         self,
         embedder: Embedder,
-        refusals: Refusals,
         retries: RetryOptions,
         *,
         concurrency: int,
@@ -84,7 +83,6 @@ class Buy:
         forget: Callable[[Sequence[Piece]], None],
     ) -> None:
         self._embedder = embedder
-        self._refusals = refusals
         self._retries = retries
         self._counters = counters
         self._jitter = jitter
@@ -113,7 +111,7 @@ class Buy:
             return
         suspects = _suspects(pieces, answer)
         if len(suspects) == 1:
-            yield pieces, await self._blamed(pieces, answer)
+            yield pieces, _blamed(pieces, answer)
             return
         async for found in self._search(suspects):
             yield found
@@ -209,18 +207,6 @@ class Buy:
             with self._tracing.batch_span("embeddings", request.traceparents, attributes):
                 return await self._embedder.embed(request)
 
-    async def _blamed(self, pieces: Sequence[Piece], error: Exception) -> PermanentError:
-        """Return the end of a text, or of a document, that was found to be at fault."""
-        blame = _blame(error)
-        if isinstance(blame, RejectedInput):
-            await self._refusals.remember(
-                pieces[0].document.tenant,
-                pieces[0].collection.model,
-                [piece.key.hash for piece in pieces],
-                blame,
-            )
-        return blame
-
 
 def _is_over(answer: Exception) -> bool:
     return isinstance(answer, _Unwanted)
@@ -241,6 +227,15 @@ def _request_of(pieces: Sequence[Piece]) -> EmbeddingRequest:
         texts=[piece.text for piece in pieces],
         traceparents=[piece.traceparent for piece in pieces if piece.traceparent],
     )
+
+
+def _blamed(pieces: Sequence[Piece], error: Exception) -> PermanentError:
+    """Return the end of a text, or of a document, that was found to be at fault."""
+    blame = _blame(error)
+    if not isinstance(blame, RejectedInput):
+        return blame
+    (piece,) = pieces
+    return blame.of(RefusedText(piece.collection.model, piece.key.hash))
 
 
 def _blame(error: Exception) -> PermanentError:

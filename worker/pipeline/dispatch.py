@@ -20,6 +20,7 @@ from worker.core.model import Claim, DeadLettered, Outcome, Released, Work
 from worker.core.scheduler import Scheduler
 from worker.errors import FencedError
 from worker.pipeline.ingest import Ingest
+from worker.pipeline.refusals import Refusals
 from worker.pipeline.settle import Settle
 from worker.ports import Clock
 from worker.telemetry import Counters
@@ -34,6 +35,7 @@ class Dispatch:
         self,
         ingest: Ingest,
         settle: Settle,
+        refusals: Refusals,
         lives: Lives,
         options: QueueOptions,
         *,
@@ -43,6 +45,7 @@ class Dispatch:
     ) -> None:
         self._ingest = ingest
         self._settle = settle
+        self._refusals = refusals
         self._lives = lives
         self._counters = counters
         self._clock = clock
@@ -127,8 +130,11 @@ class Dispatch:
             self._counters.requeues += 1
             return self.scheduler.retry
         life = self._lives.under(work.claim)
-        if isinstance(outcome, DeadLettered) and life is not None and self._floods(life):
-            outcome = Released()
+        if isinstance(outcome, DeadLettered) and life is not None:
+            if self._floods(life):
+                outcome = Released()
+            else:
+                await self._refusals.remember(work.tenant, outcome)
         await self._settle(work, outcome)
         if life is not None and life.flood is not None:
             self._count(life, life.flood, work, outcome)
