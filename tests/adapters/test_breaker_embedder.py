@@ -751,6 +751,20 @@ async def test_the_state_of_each_model_is_told_in_words():
     }
 
 
+async def test_what_is_said_of_an_open_model_is_why_it_is_left_alone_now():
+    world = World()
+    other = EmbeddingRequest("other", 8, ["a text"])
+    await world.opened()
+    world.answer = KeyRefused("no such key", status=401)
+    with pytest.raises(KeyRefused):
+        await world.embedder.embed(other)
+    assert world.breaker.describe()["error"] == "no such key"
+    assert world.breaker.is_parked
+    error = await world.call()
+    assert isinstance(error, BreakerOpen)
+    assert "no such key" in str(error)
+
+
 # ---- 403 ----
 
 

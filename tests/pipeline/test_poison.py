@@ -185,6 +185,33 @@ def test_a_record_that_only_claims_to_be_a_replay_is_stopped():
     told_once(story)
 
 
+@pytest.mark.parametrize("is_replay", [False, True])
+def test_only_of_a_replay_that_the_ledger_vouches_for_anything_is_forgotten(is_replay):
+    async def story(universe):
+        calls = []
+
+        async def hook(call, moment):
+            if moment == "before":
+                calls.append(call)
+
+        universe.hook = hook
+        refuse(universe)
+        universe.start()
+        universe.publish(upsert("a", 1, "poison"))
+        await universe.settled()
+        universe.embedder.script = None
+        if is_replay:
+            replay(universe, 0)
+        else:
+            claimed = with_origin([], Origin(*ONLY, 99, 0, 0))
+            universe.publish(upsert("b", 1, "text"), headers=claimed)
+        await universe.settled()
+        assert calls.count("forget") == is_replay
+        assert universe.database.state.documents
+
+    replaying(story)
+
+
 @pytest.mark.parametrize(
     "error", [BadOutput(status=200), ProviderUnavailable(status=500)], ids=repr
 )

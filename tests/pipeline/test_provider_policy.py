@@ -171,6 +171,26 @@ def test_a_hint_of_more_than_two_minutes_is_waited_for_without_a_call():
     live(story, settings=BUSY)
 
 
+@pytest.mark.parametrize("first", [None, ProviderUnavailable("503", status=503)], ids=repr)
+def test_who_is_throttled_again_and_again_comes_back_ever_later(first):
+    async def story(universe):
+        answers = iter([] if first is None else [first])
+
+        async def script(request):
+            raise next(answers, RateLimited("429", status=429))
+
+        universe.embedder.script = script
+        universe.start()
+        fill(universe, 1)
+        await asyncio.sleep(300)
+        before = universe.embedder.requests
+        await asyncio.sleep(600)
+        # Half of a minute on average; it was less than a second at the first time.
+        assert 5 <= universe.embedder.requests - before <= 60
+
+    live(story, settings=BUSY)
+
+
 # ---- amplification ----
 
 

@@ -187,7 +187,8 @@ class Buy:
         if isinstance(error, BreakerOpen):  # nobody was asked
             return back + (error.retry_after_seconds or self._retries.base_seconds)
         self._counters.retries += 1
-        attempt = suspicion.tries or suspicion.throttled
+        is_throttled = isinstance(error, RateLimited)
+        attempt = suspicion.throttled if is_throttled else suspicion.tries
         again = retry.decide(error, attempt, self._retries, self._jitter())
         if again is None:
             return self._patience_seconds()
