@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.dead_letter import Reason
 from tests.support.universe import COLLECTION, GROUP, ONLY, TOPIC, live, upsert, with_options
@@ -173,6 +174,63 @@ def test_after_an_outage_of_all_the_width_is_that_of_before():
         down = False
         await universe.settled()
         assert provider.state()["requests_at_once"] == 4
+
+    live(story, settings=NARROW)
+
+
+def test_after_an_outage_the_width_is_at_once_that_of_before():
+    async def story(universe):
+        loop, until = asyncio.get_running_loop(), None
+
+        async def script(request):
+            await asyncio.sleep(0.02)
+            if until is not None and loop.time() < until:
+                raise RateLimited("429", status=429, retry_after_seconds=until - loop.time())
+
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        (provider,) = universe.providers
+        fill(universe, 10, "articles", partition=1)
+        await universe.settled()
+        until = loop.time() + 600
+        fill(universe, 60, "articles", partition=1, start=10)
+        await asyncio.sleep(300)
+        assert provider.state()["requests_at_once"] < 4
+        answers = universe.embedder.answers
+        while universe.embedder.answers == answers:  # noqa: ASYNC110 - virtual time
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        assert provider.state()["requests_at_once"] == 4
+        await universe.settled()
+
+    live(story, settings=NARROW)
+
+
+def test_a_key_that_is_refused_to_everybody_is_alarmed_once():
+    async def story(universe):
+        refused = KeyRefused("401", status=401)
+        await universe.create_collection(replace(COLLECTION, name="ill", model="ill"))
+
+        async def script(request):
+            await asyncio.sleep(0.02)
+            if is_revoked:
+                raise refused
+
+        is_revoked = False
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        fill(universe, 10, "ill", partition=0)
+        fill(universe, 10, "articles", partition=1)
+        await universe.settled()
+        is_revoked = True
+        before = universe.embedder.requests
+        with capture_logs() as logs:
+            fill(universe, 50, "ill", partition=0, start=10)
+            fill(universe, 50, "articles", partition=1, start=10)
+            await asyncio.sleep(600)
+        assert universe.embedder.requests - before >= 10
+        told = [one for one in logs if one.get("action") == "breaker"]
+        assert [one["error"] for one in told if one["log_level"] == "error"] == ["401"]
 
     live(story, settings=NARROW)
 
