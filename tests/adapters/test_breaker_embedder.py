@@ -619,8 +619,6 @@ def test_canary_listeners_are_told_before_the_state_is_there_and_one_that_raises
     assert circuit.current_state is CircuitBreakerState.CLOSED
 
 
-# ---- several models ----
-
 UNKNOWN_MODEL = ProviderMisconfigured("scripted", status=404)
 REVOKED = KeyRefused("scripted", status=401)
 NO_CREDIT = QuotaExhausted("scripted", status=429)
@@ -763,9 +761,6 @@ async def test_what_is_said_of_an_open_model_is_why_it_is_left_alone_now():
     error = await world.call()
     assert isinstance(error, BreakerOpen)
     assert "no such key" in str(error)
-
-
-# ---- 403 ----
 
 
 async def test_a_403_between_answers_parks_nothing():

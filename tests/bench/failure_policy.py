@@ -107,9 +107,6 @@ async def stack(*, max_inputs: int = 1) -> AsyncIterator[Stack]:
             await http.close()
 
 
-# ---- a storm of 429 ----
-
-
 @dataclass
 class Quota:
     """A provider's token bucket of one second's worth; what is beyond it is answered 429."""
@@ -170,9 +167,6 @@ async def _all(one: Stack, texts: Sequence[str]) -> None:
             group.create_task(carry())
 
 
-# ---- half of the requests fail ----
-
-
 async def half_fails() -> list[Verdict]:
     """
     Offer a steady load while half of the requests fail, then let the provider recover.
@@ -206,9 +200,6 @@ async def half_fails() -> list[Verdict]:
             sent <= 1.2 * needed,
         ),
     ]
-
-
-# ---- texts that are refused ----
 
 
 async def bisection() -> list[Verdict]:

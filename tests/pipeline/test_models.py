@@ -289,9 +289,6 @@ def test_the_state_tells_of_each_model_and_of_who_waits_for_it():
     live(story, settings=NARROW)
 
 
-# ---- 403 ----
-
-
 @pytest.mark.parametrize("together", [False, True])
 def test_a_text_that_a_firewall_forbids_is_a_dead_letter_and_the_others_pass(together):
     async def story(universe):
@@ -324,7 +321,7 @@ def test_a_text_that_a_firewall_forbids_is_a_dead_letter_and_the_others_pass(tog
 
 
 @pytest.mark.parametrize("place", range(16))
-def test_also_where_nobody_else_asks_its_neighbours_are_stored_and_it_alone_is_dead(place):
+def test_a_forbidden_text_is_found_where_nobody_else_asks(place):
     async def story(universe):
         async def script(request):
             if "forbidden" in request.texts:

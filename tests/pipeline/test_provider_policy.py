@@ -49,8 +49,8 @@ def test_an_outage_of_ten_minutes_costs_a_probe_now_and_then_and_no_document():
         assert len(universe.database.state.documents) == 1200
         assert universe.broker.group(GROUP).members == [member.worker.runner.source]
 
-    # Ten times as long as a document may take: passes that were charged would show.
-    live(story, settings=with_options(BUSY, ingest={"document_timeout_seconds": 60}))
+    # Sixty times as long as a document may take: passes that were charged would show.
+    live(story, settings=with_options(BUSY, ingest={"document_timeout_seconds": 10}))
 
 
 def test_while_the_provider_is_left_alone_nothing_more_is_polled():
@@ -119,9 +119,6 @@ def test_exactly_the_poisoned_documents_are_dead_letters_within_the_bound(poison
         assert all(count == 1 for count in universe.embedder.embedded.values())
 
     live(story, settings=with_options(embedding={"max_inputs": 64}))
-
-
-# ---- outages charge nobody ----
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -218,9 +215,6 @@ def test_who_is_throttled_again_and_again_comes_back_ever_later(first):
     live(story, settings=BUSY)
 
 
-# ---- amplification ----
-
-
 @pytest.mark.parametrize("inputs", [1, 16])
 def test_where_every_other_call_fails_no_more_is_sent_than_a_fifth_above_what_it_takes(inputs):
     """Requests that were sent, over those that nobody could do without at that rate."""
@@ -241,9 +235,6 @@ def test_where_every_other_call_fails_no_more_is_sent_than_a_fifth_above_what_it
         assert universe.letters.letters == []
 
     live(story, settings=with_options(BUSY, embedding={"max_inputs": inputs}))
-
-
-# ---- throttling ----
 
 
 class Quota:
@@ -323,9 +314,6 @@ def test_after_the_first_good_probe_the_full_rate_is_back_within_two_seconds():
 
     options = {"max_documents": 1000, "max_in_flight": 200}
     live(story, settings=with_options(BUSY, queue=options, embedding={"concurrency": 40}))
-
-
-# ---- poisons ----
 
 
 def test_one_or_two_poisons_cost_no_more_than_the_bound_wherever_they_stand():

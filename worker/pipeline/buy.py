@@ -189,12 +189,12 @@ class Buy:
         self._counters.retries += 1
         is_throttled = isinstance(error, RateLimited)
         attempt = suspicion.throttled if is_throttled else suspicion.tries
-        again = retry.decide(error, attempt, self._retries, self._jitter())
-        if again is None:
+        wait_seconds = retry.decide(error, attempt, self._retries, self._jitter())
+        if wait_seconds is None:
             return self._patience_seconds()
         if not self._budget.withdraw(retry.retry_cost(error)):
-            return max(again.wait_seconds, self._patience_seconds())
-        return max(again.wait_seconds, back)
+            return max(wait_seconds, self._patience_seconds())
+        return max(wait_seconds, back)
 
     def _patience_seconds(self) -> float:
         return self._jitter() * self._retries.cap_seconds
