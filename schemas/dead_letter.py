@@ -120,7 +120,10 @@ class Reason(StrEnum):
     )
     DEADLINE_EXCEEDED = (
         "deadline_exceeded",
-        "The document took longer than its deadline, five times, while others passed.",
+        (
+            "The document got no new vector within its deadline, five times, "
+            "while others were answered."
+        ),
         "Split the document, or raise ingest.document_timeout_seconds and replay.",
     )
     REJECTED_BY_STORE = (

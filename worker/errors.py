@@ -24,6 +24,8 @@ Adapters translate every exception of their library into one of these; `Cancelle
 passes through untouched.
 """
 
+from typing import NamedTuple
+
 from schemas.dead_letter import NO_FACTS, Facts, Reason
 
 
@@ -123,8 +125,19 @@ class PermanentError(WorkerError):
         self.facts = facts
 
 
+class RefusedText(NamedTuple):
+    """A text that a model refuses, by the hash of its chunk."""
+
+    model: str
+    chunk_hash: bytes
+
+
 class RejectedInput(PermanentError):
-    """The provider refuses the text itself (HTTP 400 for content, 413, 422)."""
+    """
+    The provider refuses the text itself (HTTP 400 for content, 413, 422).
+
+    `text` names it where it was found among those of its request.
+    """
 
     def __init__(
         self,
@@ -136,7 +149,16 @@ class RejectedInput(PermanentError):
     ) -> None:
         facts = Facts(provider_status=status, provider_request_id=request_id)
         super().__init__(reason, message, facts=facts)
-        self.status = status
+        self.text: RefusedText | None = None
+
+    def of(self, text: RefusedText) -> "RejectedInput":
+        """Return this error about one text."""
+        status, request_id = self.facts.provider_status, self.facts.provider_request_id
+        error = RejectedInput(
+            str(self), status=status, request_id=request_id, reason=self.reason
+        )
+        error.text = text
+        return error
 
 
 class UnknownCollection(PermanentError):

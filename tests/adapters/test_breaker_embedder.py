@@ -619,8 +619,6 @@ def test_canary_listeners_are_told_before_the_state_is_there_and_one_that_raises
     assert circuit.current_state is CircuitBreakerState.CLOSED
 
 
-# ---- several models ----
-
 UNKNOWN_MODEL = ProviderMisconfigured("scripted", status=404)
 REVOKED = KeyRefused("scripted", status=401)
 NO_CREDIT = QuotaExhausted("scripted", status=429)
@@ -751,7 +749,18 @@ async def test_the_state_of_each_model_is_told_in_words():
     }
 
 
-# ---- 403 ----
+async def test_what_is_said_of_an_open_model_is_why_it_is_left_alone_now():
+    world = World()
+    other = EmbeddingRequest("other", 8, ["a text"])
+    await world.opened()
+    world.answer = KeyRefused("no such key", status=401)
+    with pytest.raises(KeyRefused):
+        await world.embedder.embed(other)
+    assert world.breaker.describe()["error"] == "no such key"
+    assert world.breaker.is_parked
+    error = await world.call()
+    assert isinstance(error, BreakerOpen)
+    assert "no such key" in str(error)
 
 
 async def test_a_403_between_answers_parks_nothing():

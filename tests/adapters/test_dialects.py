@@ -144,7 +144,7 @@ async def test_the_errors_of_the_api_mean_what_they_say(name: str, failure: Fail
         with pytest.raises(failure.error) as caught:
             await embedder.embed(request("one"))
         assert type(caught.value) is failure.error
-        assert caught.value.status == failure.refusal.status
+        assert caught.value.facts.provider_status == failure.refusal.status
         if isinstance(caught.value, RejectedInput):
             assert caught.value.reason is failure.reason
         if isinstance(caught.value, ProviderUnavailable):

@@ -355,7 +355,7 @@ class TestErrors:
         with pytest.raises(error) as caught:
             await embedder.embed(request())
         assert type(caught.value) is error
-        assert caught.value.status == status
+        assert caught.value.facts.provider_status == status
         assert CANARY not in str(caught.value)
         assert embedder.errors == {str(status): 1}
         assert provider.requests == 1

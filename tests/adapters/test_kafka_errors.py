@@ -6,7 +6,7 @@ import inspect
 import pytest
 from aiokafka import errors
 
-from worker.adapters.kafka_errors import MEANING, translate, translated
+from worker.adapters.kafka_errors import MEANING, is_unreadable, translate, translated
 from worker.errors import BrokerUnavailable, ConfigError, FencedError
 
 CLASSES = sorted(
@@ -61,6 +61,25 @@ def test_what_is_not_the_librarys_passes_through(raised):
     with pytest.raises(type(raised)) as caught, translated():
         raise raised
     assert caught.value is raised
+
+
+def test_a_fetcher_that_has_died_says_nothing_about_a_batch():
+    dead = errors.KafkaError("Unexpected error during data retrieval")
+    dead.__cause__ = ValueError("whatever has ended it")
+    assert not is_unreadable(dead)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.KafkaError("Control batch did not contain any records"),
+        errors.CorruptRecordException("a checksum"),
+        OSError("a codec"),
+    ],
+    ids=repr,
+)
+def test_what_a_batch_is_broken_by_is_said_of_the_batch(error):
+    assert is_unreadable(error)
 
 
 def test_a_message_is_one_line_of_bounded_length():

@@ -142,7 +142,7 @@ async def test_while_everybody_is_answered_badly_nobody_is_dead_and_then_all_are
         assert_every_vector_is_right(universe)
 
 
-async def test_while_all_good_texts_are_paid_for_once(provider):
+async def test_good_texts_beside_a_bad_one_are_paid_for_once(provider):
     """Also the neighbours of a text that is answered badly: parts that pass are kept."""
     provider.for_text("text 5", ALWAYS_WRONG["no JSON"])
     async with living(provider) as universe:

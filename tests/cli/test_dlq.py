@@ -269,6 +269,19 @@ async def test_a_record_that_killed_workers_is_not_sent_again_but_by_force(dead,
     assert (ended.code, ended.json["fates"]) == (0, {"replayed": 1}), ended.err
 
 
+async def test_a_terminal_sees_how_far_a_replay_is_and_stdout_stays_clean(
+    dead, dlq, monkeypatch
+):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    _, event = upsert("a", 1, "text")
+    for offset in range(3):
+        await dead(offset, value=event)
+    ended = await dlq("replay", "--json", "--yes")
+    assert (ended.code, ended.json["fates"]) == (0, {"replayed": 3}), ended.err
+    assert "3/3" in ended.err
+
+
 async def test_a_value_that_is_no_text_is_shown_as_base64(dead, dlq):
     place = await dead(1, value=b"\xff")
     record = (await dlq("show", place, "--value", "--json")).json["record"]

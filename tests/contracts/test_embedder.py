@@ -84,7 +84,7 @@ class ScriptedEmbedderContract(EmbedderContract):
     async def test_a_refused_text_is_said_to_be_refused(self, subject: ScriptedSubject) -> None:
         with pytest.raises(RejectedInput) as caught:
             await subject.embedder.embed(request(subject, "fine", REFUSED))
-        assert caught.value.status == 400
+        assert caught.value.facts.provider_status == 400
         assert subject.paid("fine") == 0
         assert len(await subject.embedder.embed(request(subject, "fine"))) == 1
 

@@ -56,16 +56,29 @@ class LedgerContract:
         assert (fenced, [one.attempts for one in recorded]) == (None, [1, 1])
         assert [row.offset for row in await world.letters()] == [3, 2]
 
-    async def test_recording_again_counts_and_keeps_the_state(self, world: World) -> None:
+    async def test_recording_again_for_the_same_reason_counts_and_keeps_the_state(
+        self, world: World
+    ) -> None:
+        claim = await world.claim()
+        await recorded(world, letter(claim, 7, detail="first"))
+        await world.ledger.mark_published(GROUP, [Position(*PARTITION, 7)])
+        claim = await world.claim()
+        assert (await recorded(world, letter(claim, 7, detail="again"))).is_published
+        (row,) = await world.letters()
+        assert (row.state, row.attempts, row.detail) == ("published", 2, "again")
+
+    async def test_recording_again_for_another_reason_asks_for_another_letter(
+        self, world: World
+    ) -> None:
         claim = await world.claim()
         await recorded(world, letter(claim, 7, facts=Facts(400, "req_1")))
         await world.ledger.mark_published(GROUP, [Position(*PARTITION, 7)])
         claim = await world.claim()
         facts = Facts(sqlstate="23514", constraint="short")
         again = letter(claim, 7, reason=Reason.OVERSIZE, detail="again", facts=facts)
-        assert (await recorded(world, again)).is_published
+        assert not (await recorded(world, again)).is_published
         (row,) = await world.letters()
-        assert (row.state, row.attempts) == ("published", 2)
+        assert (row.state, row.attempts) == ("pending", 2)
         assert (row.reason, row.detail, row.facts) == ("oversize", "again", facts)
 
     async def test_a_record_that_is_met_again_keeps_the_time_when_it_was_first_recorded(

@@ -5,12 +5,6 @@ import pytest
 from worker.core.failure_class import FailureClass
 
 
-@pytest.mark.parametrize("one", FailureClass)
-def test_every_class_has_a_reaction_in_words(one):
-    assert one.reaction[0].isupper()
-    assert one.reaction.endswith(".")
-
-
 @pytest.mark.parametrize(
     "one", [FailureClass.QUOTA, FailureClass.TRANSIENT, FailureClass.CONFIG]
 )

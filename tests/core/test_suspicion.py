@@ -53,9 +53,6 @@ def several(**facts) -> Suspicion:
     return Suspicion(5, **({"texts": 16, "documents": 4} | facts))
 
 
-# ---- failures ----
-
-
 def test_a_text_that_fails_five_times_while_others_are_answered_is_blamed():
     assert judged(alone(), ILL, 0, 1, 2, 3, 4) == [AGAIN] * 4 + [CONVICT]
 
@@ -102,9 +99,6 @@ def test_its_own_failures_are_not_those_of_others():
     assert [one.failed(ILL, answers=n, failures=1 + n) for n in range(5)][-1] is CONVICT
 
 
-# ---- wrong answers ----
-
-
 @pytest.mark.parametrize("error", [BAD, WrongDimensions(status=200)], ids=repr)
 def test_a_request_that_is_answered_badly_is_tried_once_more_and_then_parted(error):
     assert judged(several(), error, 0, 0) == [AGAIN, CONVICT]
@@ -123,9 +117,6 @@ def test_a_single_text_waits_until_others_are_answered_well():
     assert judged(one, BAD, 4) == [CONVICT]
 
 
-# ---- 403 ----
-
-
 def test_a_request_that_is_forbidden_twice_is_parted():
     assert judged(several(), FORBIDDEN, 0, 0) == [AGAIN, CONVICT]
     assert judged(several(since=0), FORBIDDEN, 0) == [CONVICT]
@@ -135,9 +126,6 @@ def test_a_single_text_is_blamed_where_others_were_answered_since_it_was_forbidd
     assert judged(alone(), FORBIDDEN, 0, 1) == [AGAIN, CONVICT]
     assert judged(alone(since=0), FORBIDDEN, 1) == [CONVICT]
     assert judged(alone(since=0), FORBIDDEN, 0, 0, 1) == [OTHERS, OTHERS, CONVICT]
-
-
-# ---- what is nobody's fault ----
 
 
 @pytest.mark.parametrize("error", OF_ALL, ids=repr)

@@ -225,7 +225,7 @@ async def test_every_poison_is_a_letter_with_its_reason_and_the_record_behind_it
     refused = letters[positions["a row that a constraint refuses"]]
     detail = "SQLSTATE 23514 (CheckViolationError), constraint no_such_name"
     assert refused.envelope["detail"] == detail
-    assert fleet.provider.received["x" * 20_001] == 0
+    assert not any(text.startswith("xx") for text in fleet.provider.received)
 
 
 async def test_a_json_key_that_comes_twice_counts_as_it_comes_last(fleet):

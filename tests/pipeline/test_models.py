@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.dead_letter import Reason
 from tests.support.universe import COLLECTION, GROUP, ONLY, TOPIC, live, upsert, with_options
@@ -177,6 +178,63 @@ def test_after_an_outage_of_all_the_width_is_that_of_before():
     live(story, settings=NARROW)
 
 
+def test_after_an_outage_the_width_is_at_once_that_of_before():
+    async def story(universe):
+        loop, until = asyncio.get_running_loop(), None
+
+        async def script(request):
+            await asyncio.sleep(0.02)
+            if until is not None and loop.time() < until:
+                raise RateLimited("429", status=429, retry_after_seconds=until - loop.time())
+
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        (provider,) = universe.providers
+        fill(universe, 10, "articles", partition=1)
+        await universe.settled()
+        until = loop.time() + 600
+        fill(universe, 60, "articles", partition=1, start=10)
+        await asyncio.sleep(300)
+        assert provider.state()["requests_at_once"] < 4
+        answers = universe.embedder.answers
+        while universe.embedder.answers == answers:  # noqa: ASYNC110 - virtual time
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        assert provider.state()["requests_at_once"] == 4
+        await universe.settled()
+
+    live(story, settings=NARROW)
+
+
+def test_a_key_that_is_refused_to_everybody_is_alarmed_once():
+    async def story(universe):
+        refused = KeyRefused("401", status=401)
+        await universe.create_collection(replace(COLLECTION, name="ill", model="ill"))
+
+        async def script(request):
+            await asyncio.sleep(0.02)
+            if is_revoked:
+                raise refused
+
+        is_revoked = False
+        universe.embedder.script = script
+        universe.start(guarded=True)
+        fill(universe, 10, "ill", partition=0)
+        fill(universe, 10, "articles", partition=1)
+        await universe.settled()
+        is_revoked = True
+        before = universe.embedder.requests
+        with capture_logs() as logs:
+            fill(universe, 50, "ill", partition=0, start=10)
+            fill(universe, 50, "articles", partition=1, start=10)
+            await asyncio.sleep(600)
+        assert universe.embedder.requests - before >= 10
+        told = [one for one in logs if one.get("action") == "breaker"]
+        assert [one["error"] for one in told if one["log_level"] == "error"] == ["401"]
+
+    live(story, settings=NARROW)
+
+
 def test_a_model_that_comes_back_does_not_widen_what_throttling_of_another_has_narrowed():
     async def story(universe):
         is_ill = True
@@ -231,9 +289,6 @@ def test_the_state_tells_of_each_model_and_of_who_waits_for_it():
     live(story, settings=NARROW)
 
 
-# ---- 403 ----
-
-
 @pytest.mark.parametrize("together", [False, True])
 def test_a_text_that_a_firewall_forbids_is_a_dead_letter_and_the_others_pass(together):
     async def story(universe):
@@ -266,7 +321,7 @@ def test_a_text_that_a_firewall_forbids_is_a_dead_letter_and_the_others_pass(tog
 
 
 @pytest.mark.parametrize("place", range(16))
-def test_also_where_nobody_else_asks_its_neighbours_are_stored_and_it_alone_is_dead(place):
+def test_a_forbidden_text_is_found_where_nobody_else_asks(place):
     async def story(universe):
         async def script(request):
             if "forbidden" in request.texts:

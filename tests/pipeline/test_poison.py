@@ -7,13 +7,16 @@ import pytest
 
 from schemas.dead_letter import Origin, Reason, with_origin
 from tests.pipeline.test_counterexamples import replay, replaying
+from tests.pipeline.test_floods import good, healthy, phase
 from tests.support.universe import (
     COLLECTION,
     GROUP,
     ONLY,
     live,
     upsert,
+    with_options,
 )
+from worker.core.lifecycle import Phase
 from worker.core.model import ChunkingOptions
 from worker.errors import BadOutput, ProviderUnavailable, RejectedInput, StoreUnavailable
 
@@ -182,6 +185,33 @@ def test_a_record_that_only_claims_to_be_a_replay_is_stopped():
     told_once(story)
 
 
+@pytest.mark.parametrize("is_replay", [False, True])
+def test_only_of_a_replay_that_the_ledger_vouches_for_anything_is_forgotten(is_replay):
+    async def story(universe):
+        calls = []
+
+        async def hook(call, moment):
+            if moment == "before":
+                calls.append(call)
+
+        universe.hook = hook
+        refuse(universe)
+        universe.start()
+        universe.publish(upsert("a", 1, "poison"))
+        await universe.settled()
+        universe.embedder.script = None
+        if is_replay:
+            replay(universe, 0)
+        else:
+            claimed = with_origin([], Origin(*ONLY, 99, 0, 0))
+            universe.publish(upsert("b", 1, "text"), headers=claimed)
+        await universe.settled()
+        assert calls.count("forget") == is_replay
+        assert universe.database.state.documents
+
+    replaying(story)
+
+
 @pytest.mark.parametrize(
     "error", [BadOutput(status=200), ProviderUnavailable(status=500)], ids=repr
 )
@@ -304,3 +334,43 @@ def test_a_replay_is_forgotten_before_it_is_stored_also_where_postgresql_fails()
         assert universe.embedder.embedded["poison"] == 1
 
     replaying(story)
+
+
+GUARDED = with_options(
+    dead_letters={"sample_records": 100, "probe_records": 10, "probe_seconds": 60},
+    queue={"max_documents": 400, "max_in_flight": 16},
+)
+
+
+@pytest.mark.parametrize("probes", [0, 1, 2])
+def test_a_provider_that_refuses_everybody_for_a_while_marks_no_text_that_is_no_dead_letter(
+    probes,
+):
+    async def story(universe):
+        refuses = False
+
+        async def script(request):
+            await asyncio.sleep(0.1)
+            if refuses:
+                raise RejectedInput("the provider answered 400", status=400)
+
+        universe.embedder.script = script
+        member = await healthy(universe, 100)
+        refuses = True
+        good(universe, 200, start=100)
+        await phase(member, Phase.HELD, claims=1 + probes)
+        await asyncio.sleep(1)
+        dead = {name for name, _ in reasons(universe)}
+        assert len(dead) <= 5 + 10 * probes
+        assert len(universe.database.state.poisons) <= len(dead)
+        refuses = False
+        await universe.settled()
+        assert {name for name, _ in reasons(universe)} == dead
+        stored = {key.id for key in universe.database.state.documents}
+        missing = {f"d{number}" for number in range(300)} - stored
+        assert missing <= dead
+        # What has passed in a probe although it was known to be refused is known no more.
+        assert len(universe.database.state.poisons) == len(missing)
+        assert member.worker.counters.claims == 2 + probes
+
+    told_once(story, settings=GUARDED)

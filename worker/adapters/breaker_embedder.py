@@ -77,7 +77,8 @@ class ModelBreaker:
     The breaker of one model.
 
     `circuit` is the library's view, for further listeners; it follows and decides nothing.
-    `parked_by` is what has to be repaired before it can go on, None where nothing has.
+    `is_parked` tells whether it was said, since it was closed, that no call can succeed for a
+    while. `parked_by` is what has to be repaired before it can go on, None where nothing has.
     """
 
     def __init__(self, model: str, around: _Surroundings) -> None:
@@ -85,7 +86,7 @@ class ModelBreaker:
         self._around = around
         self._gate = Gate(around.options)
         self._cause = ""
-        self._has_alarmed = False
+        self.is_parked = False
         self._was_forbidden = False
         self.parked_by: ProviderUnavailable | None = None
         self.used_at = -inf
@@ -110,11 +111,6 @@ class ModelBreaker:
     def wait_seconds(self) -> float:
         """When a call may get through, 0 where one would now."""
         return self._gate.wait_seconds(self._around.clock())
-
-    @property
-    def is_parked(self) -> bool:
-        """Whether it was told for how long no call can succeed."""
-        return self.is_open and self._has_alarmed
 
     def describe(self) -> Mapping[str, Any]:
         """Return the state in words."""
@@ -180,7 +176,8 @@ class ModelBreaker:
         """Leave the model alone for what was said to another one."""
         self._gate.park(until)
         self.parked_by = error
-        self._has_alarmed = True
+        self.is_parked = True
+        self._cause = str(error)  # also where it was open already, for another one
         self._follow(error, parks=True)
 
     def probe_now(self) -> None:
@@ -216,8 +213,8 @@ class ModelBreaker:
             self._cause = str(error)
         if after is State.CLOSED:
             self.parked_by = None
-        alarms = parks and not self._has_alarmed
-        self._has_alarmed = after is not State.CLOSED and (self._has_alarmed or parks)
+        alarms = parks and not self.is_parked
+        self.is_parked = after is not State.CLOSED and (self.is_parked or parks)
         self._around.on_state(
             StateChange(self._model, before, after, error, self.wait_seconds, alarms)
         )

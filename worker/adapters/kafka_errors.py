@@ -163,9 +163,11 @@ def is_unreadable(error: Exception) -> bool:
     Whether an error out of polling says that a batch cannot be read.
 
     What a codec or the parser raises on broken bytes is of any class: OSError, EOFError,
-    SystemError ...; so whatever does not speak of the partition or the client does.
+    SystemError ...; so whatever does not speak of the partition or the client does. A bare
+    `KafkaError` with a cause is the fetcher's, whose task has ended.
     """
-    return not isinstance(error, _NOT_OF_A_BATCH)
+    has_no_fetcher = type(error) is errors.KafkaError and error.__cause__ is not None
+    return not has_no_fetcher and not isinstance(error, _NOT_OF_A_BATCH)
 
 
 @contextmanager

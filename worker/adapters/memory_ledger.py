@@ -20,7 +20,7 @@ class MemoryLedger:
         self._database = database
 
     async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
-        """Write pending rows under the fence; repeating it changes no state."""
+        """Write rows under the fence, pending where a letter is to be published."""
         claims = {letter.claim for letter in letters}
         async with self._database.transaction("record", claims) as transaction:
             return self._record(letters, transaction.live)
@@ -39,7 +39,8 @@ class MemoryLedger:
         table = self._database.state.letters
         now_ms = int(asyncio.get_running_loop().time() * 1000)
         old = table.get(key)
-        state = old.state if old else "pending"
+        is_told = old is not None and old.letter.reason is letter.reason
+        state = old.state if old and is_told else "pending"
         recorded = Recorded(
             attempts=1 + (old.recorded.attempts if old else 0),
             first_seen_ms=old.recorded.first_seen_ms if old else now_ms,

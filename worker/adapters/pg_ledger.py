@@ -3,7 +3,8 @@ The port `Ledger` on PostgreSQL: the dead letters, the truth for replay.
 
 A row is written `pending` under the fence before its letter is published, so that a zombie
 publishes nothing; it becomes `published` after the acknowledgement. Recording it again, after
-a crash or a rewind, counts an attempt and changes no state.
+a crash or a rewind, counts an attempt; it changes the state only where the record fails for
+another reason now, of which a letter is to be published.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ select * from unnest(
     $21::bytea[], $22::int[], $23::int[], $24::text[], $25::text[], $26::text[]
 )
 on conflict (grp, topic, partition, incarnation, "offset") do update set
+    state = case when l.reason <> excluded.reason then 'pending' else l.state end,
     reason = excluded.reason, stage = excluded.stage, detail = excluded.detail,
     tenant = excluded.tenant, collection = excluded.collection,
     document_id = excluded.document_id, version = excluded.version,
@@ -74,7 +76,7 @@ class PostgresLedger:
         self._database = database
 
     async def record(self, letters: Sequence[DeadLetter]) -> list[Recorded | None]:
-        """Write pending rows under the fence; repeating it changes no state."""
+        """Write rows under the fence, pending where a letter is to be published."""
         claims = {letter.claim for letter in letters}
         async with self._database.transaction() as connection:
             live = await live_claims(connection, claims, self._database.history)

@@ -114,7 +114,17 @@ def assemble(
     """Put a worker together; `owner` names it in its claims."""
     tasks, lives = Tasks(), Lives()
     marks = Marks(ports.crashes, spawn=tasks.spawn)
-    ingest, embed = _ingest(settings, ports, around, tasks, lives, marks, counters)
+    refusals = Refusals(ports.poisons, lives)
+    ingest, embed = _ingest(
+        settings,
+        ports,
+        around,
+        tasks,
+        lives,
+        marks=marks,
+        refusals=refusals,
+        counters=counters,
+    )
     settle = Settle(
         ports.ledger,
         ports.dead_letters,
@@ -127,6 +137,7 @@ def assemble(
     dispatch = Dispatch(
         ingest,
         settle,
+        refusals,
         lives,
         settings.queue,
         counters=counters,
@@ -178,7 +189,9 @@ def _ingest(
     around: Surroundings,
     tasks: Tasks,
     lives: Lives,
+    *,
     marks: Marks,
+    refusals: Refusals,
     counters: Counters,
 ) -> tuple[Ingest, Embed]:
     collections = Collections(
@@ -186,7 +199,6 @@ def _ingest(
         clock=around.clock,
         grace_seconds=settings.ingest.unknown_collection_grace_seconds,
     )
-    refusals = Refusals(ports.poisons)
     prepare = Prepare(
         ports.store,
         collections,
@@ -198,7 +210,6 @@ def _ingest(
     )
     embed = Embed(
         ports.embedder,
-        refusals,
         settings.embedding,
         settings.retry,
         limits=ports.limits,

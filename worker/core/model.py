@@ -11,6 +11,7 @@ from uuid import UUID
 
 from schemas.dead_letter import NO_FACTS, Facts, Reason
 from schemas.events import DocumentDeleted, DocumentUpserted, Event, ScopeDeleted, Tombstone
+from worker.errors import RefusedText
 
 Vector = NewType("Vector", bytes)
 """One embedding: little-endian float32, 4 bytes a dimension, as providers send it."""
@@ -336,12 +337,17 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class DeadLettered:
-    """The record cannot pass; it goes to the dead-letter topic with this reason."""
+    """
+    The record cannot pass; it goes to the dead-letter topic with this reason.
+
+    `refused` is what the provider was asked for and has refused just now.
+    """
 
     reason: Reason
     detail: str = ""
     stage: str = ""
     facts: Facts = NO_FACTS
+    refused: RefusedText | None = None
 
 
 @dataclass(frozen=True, slots=True)

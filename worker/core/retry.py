@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from math import isfinite
-from typing import NamedTuple
 
 from worker.config import RetryOptions
 from worker.errors import ProviderUnavailable, RateLimited, TransientError
@@ -31,18 +30,11 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])", re.ASCII)
 _UNIT_SECONDS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
-class Retry(NamedTuple):
-    """Try again after this wait; `counts` tells whether the failed try used up an attempt."""
-
-    wait_seconds: float
-    counts: bool
-
-
 def decide(
     error: TransientError, attempt: int, options: RetryOptions, jitter: float
-) -> Retry | None:
+) -> float | None:
     """
-    Return how to go on after a failed try, None where the attempts are used up.
+    Return after how many seconds to try again, None where the attempts are used up.
 
     Full jitter: anything from 0 to the back-off, which spreads clients that failed together
     better than a back-off with some jitter (AWS Architecture Blog, "Exponential Backoff And
@@ -58,11 +50,11 @@ def decide(
     if isinstance(error, RateLimited):
         wait = _back_off(options.throttle_base_seconds, options.throttle_cap_seconds, attempt)
         # The greater one: so a negative hint is none.
-        return Retry(max(jitter * wait, _hint(error)), counts=False)
+        return max(jitter * wait, _hint(error))
     if attempt >= options.max_attempts or _is_final(error):
         return None
     wait = _back_off(options.base_seconds, options.cap_seconds, attempt)
-    return Retry(max(jitter * wait, _hint(error)), counts=True)
+    return max(jitter * wait, _hint(error))
 
 
 def _is_final(error: TransientError) -> bool:

@@ -31,10 +31,10 @@ from worker.errors import (
     PermanentError,
     ProviderUnavailable,
     RateLimited,
+    RefusedText,
     RejectedInput,
 )
 from worker.pipeline.batcher import Call
-from worker.pipeline.refusals import Refusals
 from worker.ports import Embedder, EmbeddingRequest
 from worker.telemetry import Counters, Tracing
 
@@ -75,7 +75,6 @@ class Buy:
     def __init__(
         self,
         embedder: Embedder,
-        refusals: Refusals,
         retries: RetryOptions,
         *,
         concurrency: int,
@@ -85,7 +84,6 @@ class Buy:
         forget: Callable[[Sequence[Piece]], None],
     ) -> None:
         self._embedder = embedder
-        self._refusals = refusals
         self._retries = retries
         self._counters = counters
         self._jitter = jitter
@@ -114,7 +112,7 @@ class Buy:
             return
         suspects = _suspects(pieces, answer)
         if len(suspects) == 1:
-            yield pieces, await self._blamed(pieces, answer)
+            yield pieces, _blamed(pieces, answer)
             return
         async for found in self._search(suspects):
             yield found
@@ -190,13 +188,14 @@ class Buy:
         if isinstance(error, BreakerOpen):  # nobody was asked
             return back + (error.retry_after_seconds or self._retries.base_seconds)
         self._counters.retries += 1
-        attempt = suspicion.tries or suspicion.throttled
-        again = retry.decide(error, attempt, self._retries, self._jitter())
-        if again is None:
+        is_throttled = isinstance(error, RateLimited)
+        attempt = suspicion.throttled if is_throttled else suspicion.tries
+        wait_seconds = retry.decide(error, attempt, self._retries, self._jitter())
+        if wait_seconds is None:
             return self._patience_seconds()
         if not self._budget.withdraw(retry.retry_cost(error)):
-            return max(again.wait_seconds, self._patience_seconds())
-        return max(again.wait_seconds, back)
+            return max(wait_seconds, self._patience_seconds())
+        return max(wait_seconds, back)
 
     def _patience_seconds(self) -> float:
         return self._jitter() * self._retries.cap_seconds
@@ -211,18 +210,6 @@ class Buy:
                 vectors = await self._embedder.embed(request)
         await failpoints.reach("after_answer")
         return vectors
-
-    async def _blamed(self, pieces: Sequence[Piece], error: Exception) -> PermanentError:
-        """Return the end of a text, or of a document, that was found to be at fault."""
-        blame = _blame(error)
-        if isinstance(blame, RejectedInput):
-            await self._refusals.remember(
-                pieces[0].document.tenant,
-                pieces[0].collection.model,
-                [piece.key.hash for piece in pieces],
-                blame,
-            )
-        return blame
 
 
 def _is_over(answer: Exception) -> bool:
@@ -244,6 +231,15 @@ def _request_of(pieces: Sequence[Piece]) -> EmbeddingRequest:
         texts=[piece.text for piece in pieces],
         traceparents=[piece.traceparent for piece in pieces if piece.traceparent],
     )
+
+
+def _blamed(pieces: Sequence[Piece], error: Exception) -> PermanentError:
+    """Return the end of a text, or of a document, that was found to be at fault."""
+    blame = _blame(error)
+    if not isinstance(blame, RejectedInput):
+        return blame
+    (piece,) = pieces
+    return blame.of(RefusedText(piece.collection.model, piece.key.hash))
 
 
 def _blame(error: Exception) -> PermanentError:

@@ -22,6 +22,7 @@ from worker.core.model import Claim, DeadLettered, Outcome, Released, Work
 from worker.core.scheduler import Scheduler
 from worker.errors import FencedError
 from worker.pipeline.ingest import Ingest
+from worker.pipeline.refusals import Refusals
 from worker.pipeline.settle import Settle
 from worker.ports import Clock, Source
 from worker.telemetry import Counters
@@ -38,6 +39,7 @@ class Dispatch:
         self,
         ingest: Ingest,
         settle: Settle,
+        refusals: Refusals,
         lives: Lives,
         options: QueueOptions,
         *,
@@ -47,6 +49,7 @@ class Dispatch:
     ) -> None:
         self._ingest = ingest
         self._settle = settle
+        self._refusals = refusals
         self._lives = lives
         self._counters = counters
         self._clock = clock
@@ -146,8 +149,11 @@ class Dispatch:
         life = self._lives.under(work.claim)
         # As they are now: claimed anew, the partition has another guard.
         flood = None if life is None else life.flood
-        if isinstance(outcome, DeadLettered) and life is not None and self._floods(life):
-            outcome = Released()
+        if isinstance(outcome, DeadLettered) and life is not None:
+            if self._floods(life):
+                outcome = Released()
+            else:
+                await self._refusals.remember(work.tenant, outcome)
         await self._settle(work, outcome)
         if life is not None and flood is not None and life.flood is flood:
             self._count(life, flood, work, outcome)

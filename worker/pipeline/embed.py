@@ -23,7 +23,6 @@ from worker.core.vector_cache import VectorCache, VectorKey
 from worker.errors import PermanentError
 from worker.pipeline.batcher import Batcher
 from worker.pipeline.buy import Buy, Piece
-from worker.pipeline.refusals import Refusals
 from worker.ports import Embedder, Spawn
 from worker.telemetry import Counters, Tracing
 
@@ -34,7 +33,6 @@ class Embed:
     def __init__(
         self,
         embedder: Embedder,
-        refusals: Refusals,
         options: EmbeddingOptions,
         retries: RetryOptions,
         *,
@@ -47,7 +45,6 @@ class Embed:
     ) -> None:
         self._buy = Buy(
             embedder,
-            refusals,
             retries,
             concurrency=options.concurrency,
             counters=counters,

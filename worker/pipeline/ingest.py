@@ -29,7 +29,13 @@ from worker.core.model import (
     Vector,
     Work,
 )
-from worker.errors import FencedError, PermanentError, StoreUnavailable, WorkerError
+from worker.errors import (
+    FencedError,
+    PermanentError,
+    RejectedInput,
+    StoreUnavailable,
+    WorkerError,
+)
 from worker.pipeline.embed import Embed
 from worker.pipeline.marks import Marks
 from worker.pipeline.prepare import Prepare
@@ -98,7 +104,7 @@ class Ingest:
             await asyncio.sleep(0.1 + self._jitter())
             return None
         except PermanentError as error:
-            return DeadLettered(error.reason, str(error), "ingest", error.facts)
+            return _dead(error)
         except WorkerError:
             raise
         except Exception as error:
@@ -134,8 +140,9 @@ class Ingest:
                 return change
             if self._is_ending(work.claim):
                 return Released()
+            asks_again = self._refusals.asks_again(work)
             vectors = await self._vectors(work, change, deadline)
-            if work.claimed_origin is not None:  # an operator has asked again, and it passed
+            if asks_again:
                 await self._refusals.forget(change)
             verdict = await self._store(work, change, vectors, alone=rounds >= _ALONE_AFTER)
             if verdict is Verdict.APPLIED:
@@ -161,6 +168,11 @@ class Ingest:
             return await self._save(work, change, vectors, alone=alone)
         async with self._marks.busy([work], _BUSY_SECONDS):
             return await self._save(work, change, vectors, alone=alone)
+
+
+def _dead(error: PermanentError) -> DeadLettered:
+    refused = error.text if isinstance(error, RejectedInput) else None
+    return DeadLettered(error.reason, str(error), "ingest", error.facts, refused)
 
 
 def _outcome(work: Work, change: ChangeSet) -> Outcome:

@@ -3,7 +3,8 @@ What a document needs: read what is stored, decide, and cut what is new.
 
 Owns the look-up of many documents at once (one statement) and the one hop of many documents
 to a thread (normalise, cut, hash). Never writes. A document with a chunk that the provider is
-known to refuse ends here, before anything of it is bought; a replay is let through. Else what
+known to refuse ends here, before anything of it is bought. A replay is let through, and a
+record of a partition that is probed, as that finds out whether it is refused still. Else what
 it answers is an outcome that committed rows cover already, or a change set with the base that
 it was computed from.
 """
@@ -198,14 +199,14 @@ class Prepare:
         bases: list[Base],
         answers: list[Prepared | BaseException],
     ) -> list[Prepared | BaseException]:
-        """End the documents of which a chunk is known to be refused, but for replays."""
+        """End the documents of which a chunk is known to be refused, and not asked again."""
         asked = {
             number: answer
             for number, answer in enumerate(answers)
             if bases[number].has_poison
             and isinstance(answer, ChangeSet)
             and answer.insert
-            and not _is_replay(items[number][0], bases[number])
+            and not self._refusals.asks_again(items[number][0])
         }
         if asked:
             ends = await self._refusals.known(list(asked.values()))
@@ -245,13 +246,8 @@ def _query(work: Work) -> Query:
 
 def _rank_by_origin(work: Work, base: Base) -> None:
     """Rank a replayed dead letter where it first stood, once the ledger has vouched for it."""
-    if work.claimed_origin is not None and _is_replay(work, base):
+    if work.claimed_origin is not None and base.origin_known:
         work.rank = Rank(work.rank.version, work.claimed_origin)
-
-
-def _is_replay(work: Work, base: Base) -> bool:
-    """Tell whether a work is a replayed dead letter, as the ledger knows it."""
-    return work.claimed_origin is not None and base.origin_known
 
 
 def _cut_all(items: list[tuple[Work, Collection, Base]]) -> list[Cut | Exception]:

@@ -54,8 +54,9 @@ class Ledger(Protocol):
         """
         Write pending rows under the fence; None of a letter whose claim is not the newest.
 
-        Recording one again counts an attempt and changes no state. Letters of one record in
-        one call are one row, the last of them, and one attempt.
+        Recording one again counts an attempt, and changes the state only where the reason is
+        another one: then it is pending again. Letters of one record in one call are one row,
+        the last of them, and one attempt.
         """
 
     async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
