@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos bench format schemas lock clean
+.PHONY: help demo test lint coverage chaos model bench format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,9 @@ coverage: .venv/installed  ## Run the tests and show which lines they reach.
 
 chaos: .venv/installed  ## Hurt fleets of processes for minutes, and print what they bore.
 	$(PYTHON) -m pytest -m chaos tests/chaos
+
+model: .venv/installed  ## Check the model of the protocol with TLC; MODEL=--write keeps the results.
+	$(PYTHON) -m tests.model.check $(MODEL)
 
 bench: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy
