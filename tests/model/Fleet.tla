@@ -439,9 +439,10 @@ Replay == \E place \in DOMAIN table.letters : LET p == place[1]  o == place[2] I
 
 \* ====================== the committer: partitions.commit and _tell ======================
 \* The statement of PostgresClaims.save_progress takes no lock: it sees the claim at one moment,
-\* and its row changes at a later one. What finds no claim is fenced.
+\* and its row changes at a later one. What finds no claim is fenced; where nothing is due, the
+\* commit that is sent again every minute finds it.
 SaveProgress(w, p) == LET life == lives[w][p]  far == Committable(life) IN
-  /\ TableFirst /\ life.ph \in Owning /\ (far # committed[p] \/ far > table.next[p]) /\ life.tell = None
+  /\ TableFirst /\ life.ph \in Owning /\ (far # committed[p] \/ far > table.next[p] \/ ~IsLive(p, life.c)) /\ life.tell = None
   /\ \A save \in saving : save.w # w
   /\ IF SaveFenced /\ ~IsLive(p, life.c)
      THEN /\ lives' = [lives EXCEPT ![w][p] = Fenced(life)]

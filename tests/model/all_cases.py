@@ -39,12 +39,13 @@ BUILT = [
         checks=("Rewound", "S2", "S3"),
     ),
     Case("built: database restored", "two", RESTORED, checks=RESTORED_CHECKS),
+    Case("built: database restored, moved", "one", RESTORED | MOVES, checks=RESTORED_CHECKS),
     Case("built: a key in two partitions", "moves", STAYS),
     Case("built: equal versions in two partitions", "tie", STAYS),
     Case("built: scope delete", "scope", STAYS),
     Case("built: topic created again", "again", AGAIN, checks=AGAIN_CHECKS),
     Case("built: topic created again, shorter", "again, tombstone", AGAIN, checks=AGAIN_CHECKS),
-    Case("built: tombstones purged", "dead", PURGED, checks=PURGED_CHECKS),
+    Case("built: tombstones purged", "dead", PURGED | {"MaxRewinds": 1}, checks=PURGED_CHECKS),
     Case("built: drains", "one", MOVES, checks=("L1",)),
     Case("built: drains, held", "bad", {"MaxHolds": 1}, checks=("L1",)),
 ]
@@ -150,8 +151,14 @@ WITHOUT = [
     without("writes that do not look at scopes", "S2", "scope", STAYS, ScopeChecked=False),
     without("purged too young", "S5", "dead", PURGED, Purging="young"),
     without("ties by offset", "S2", "tie", STAYS, Ties="offset"),
+    Case(
+        "word without a new epoch",
+        "again, tombstone",
+        AGAIN,
+        {"WordFences": False},
+        checks=AGAIN_CHECKS,
+    ),
     no_need("progress saved without a claim", "one", MOVES, SaveFenced=False),
-    without("word without a new epoch", "S2", "again, tombstone", AGAIN, WordFences=False),
 ]
 
 CASES = [*BUILT, *WITHOUT, *KNOWN, *MENDED]

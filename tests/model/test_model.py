@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tests.model import check
-from tests.model.all_cases import BUILT, CASES, KNOWN, MENDED, WITHOUT
+from tests.model.all_cases import BUILT, CASES, KNOWN, WITHOUT
 from tests.model.cases import ALL, CALM, HOLDS, LIVENESS, MECHANISMS, Case
 from tests.model.check import Failed, understood
 
@@ -49,11 +49,14 @@ def test_a_case_removes_mechanisms_and_sets_the_world_only():
         assert all(MECHANISMS[name] != value for name, value in case.without.items())
 
 
-def test_every_mechanism_is_removed_by_a_case_that_expects_something_to_break():
-    removed = {name for case in WITHOUT if case.finds != HOLDS for name in case.without}
-    changed = {name for case in MENDED for name in case.without}
-    assert removed.isdisjoint(changed)
-    assert removed | changed == MECHANISMS.keys()
+def test_every_mechanism_is_removed_by_some_case_and_almost_all_are_missed():
+    removed = {name for case in CASES for name in case.without}
+    assert removed == MECHANISMS.keys()
+    missed = {name for case in WITHOUT if case.finds != HOLDS for name in case.without}
+    assert removed - missed == {
+        "MarkNames",  # a choice that a known weakness comes from, no wall
+        "WordFences",  # whoever is started again after the word claims anew
+    }
 
 
 def test_every_scenario_is_a_log_of_the_module_and_is_used_as_it_is_built():
