@@ -13,6 +13,7 @@ from tests.support.store_worlds import PostgresWorld, postgres_world
 from worker.adapters.pg_dead_letters import PostgresDeadLetters
 from worker.core.letters import OPEN, Letter, Selection, State
 from worker.core.model import Claim, DocumentKey, Partition, Position, Record
+from worker.ports import LetterPlace
 
 pytestmark = pytest.mark.real
 
@@ -33,7 +34,7 @@ def ledger(world: PostgresWorld) -> PostgresDeadLetters:
 
 async def dead(world: PostgresWorld, claim: Claim, offset: int, **facts: Any) -> None:
     await world.ledger.record([letter(claim, offset, **facts)])
-    await world.ledger.mark_published(GROUP, [Position(*claim.partition, offset)])
+    await world.ledger.mark_published(GROUP, [LetterPlace(*claim.partition, offset)])
 
 
 async def offsets(ledger: PostgresDeadLetters, **selected: Any) -> list[int]:

@@ -17,8 +17,8 @@ from tests.support.store_changes import (
 )
 from tests.support.store_letters import letter
 from tests.support.store_worlds import PostgresWorld, postgres_world
-from worker.core.model import Base, Collection, Position, Progress, Rank
-from worker.ports import Query, Verdict
+from worker.core.model import Base, Collection, Progress, Rank
+from worker.ports import LetterPlace, Query, Verdict
 
 pytestmark = pytest.mark.real
 
@@ -154,7 +154,7 @@ async def test_rows_are_looked_up_by_their_keys_whatever_the_server_knows_of_the
         scope = ScopeDeleted(tenant=f"tenant {turn}", version=1)
         await world.store.delete_scope(claim, scope, Rank(1, at(1)))
         await world.ledger.record([letter(claim, turn)])
-        await world.ledger.mark_published(GROUP, [Position(*PARTITION, turn)])
+        await world.ledger.mark_published(GROUP, [LetterPlace(*PARTITION, turn)])
         await world.claims.save_progress({claim: Progress(turn)})
     assert await scans(world) == before
 

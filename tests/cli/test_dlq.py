@@ -14,6 +14,7 @@ from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.core.model import Partition, Position, Record
+from worker.ports import LetterPlace
 
 pytestmark = pytest.mark.real
 
@@ -181,7 +182,7 @@ async def dead(migrated, topics, kafka_options):
         made = replace(letter(claim, offset, **facts), record=record)
         (recorded,) = await ledger.record([made])
         await publisher.publish(made, recorded)
-        await ledger.mark_published(claim.group, [place])
+        await ledger.mark_published(claim.group, [LetterPlace(*place)])
         return "/".join(map(str, place))
 
     yield make
@@ -351,7 +352,7 @@ async def test_a_pointer_is_replayed_from_the_record_itself(
     publisher = KafkaDeadLetters(replace(kafka_options, dead_letter_topic=small))
     await publisher.publish(made, recorded)
     await publisher.close()
-    await PostgresLedger(migrated).mark_published(claim.group, [place])
+    await PostgresLedger(migrated).mark_published(claim.group, [LetterPlace(*place)])
     ended = await dlq("replay", "--json")
     assert (ended.code, ended.json["fates"]) == (0, {"replayed": 1}), ended.err
 

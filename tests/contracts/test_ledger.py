@@ -8,8 +8,8 @@ from schemas.dead_letter import Facts, Reason
 from tests.support.store_changes import GROUP, PARTITION, at
 from tests.support.store_letters import letter
 from tests.support.store_worlds import MemoryWorld, PostgresWorld, World
-from worker.core.model import Partition, Position
-from worker.ports import DeadLetter, Recorded
+from worker.core.model import Partition
+from worker.ports import DeadLetter, LetterPlace, Recorded
 
 
 async def recorded(world: World, found: DeadLetter) -> Recorded:
@@ -30,7 +30,7 @@ class LedgerContract:
             *(GROUP, PARTITION, 0, 7, "pending", 1),
             *("undecodable", "why", Facts(), "tenant", 3, at(2)),
         )
-        await world.ledger.mark_published(GROUP, [found.record.position])
+        await world.ledger.mark_published(GROUP, [LetterPlace(*found.record.position)])
         assert await world.letters() == [row._replace(state="published")]
 
     async def test_a_stale_claim_records_nothing(self, world: World) -> None:
@@ -61,7 +61,7 @@ class LedgerContract:
     ) -> None:
         claim = await world.claim()
         await recorded(world, letter(claim, 7, detail="first"))
-        await world.ledger.mark_published(GROUP, [Position(*PARTITION, 7)])
+        await world.ledger.mark_published(GROUP, [LetterPlace(*PARTITION, 7)])
         claim = await world.claim()
         assert (await recorded(world, letter(claim, 7, detail="again"))).is_published
         (row,) = await world.letters()
@@ -72,7 +72,7 @@ class LedgerContract:
     ) -> None:
         claim = await world.claim()
         await recorded(world, letter(claim, 7, facts=Facts(400, "req_1")))
-        await world.ledger.mark_published(GROUP, [Position(*PARTITION, 7)])
+        await world.ledger.mark_published(GROUP, [LetterPlace(*PARTITION, 7)])
         claim = await world.claim()
         facts = Facts(sqlstate="23514", constraint="short")
         again = letter(claim, 7, reason=Reason.OVERSIZE, detail="again", facts=facts)
@@ -124,8 +124,12 @@ class LedgerContract:
         claim, other = await world.claim(), await world.claim(group="other")
         letters = [letter(claim, 1), letter(claim, 2), letter(other, 1)]
         await world.ledger.record(letters)
-        positions = [Position(*PARTITION, 1), Position(*PARTITION, 99), Position("x", 0, 2)]
-        await world.ledger.mark_published(GROUP, positions)
+        places = [
+            LetterPlace(*PARTITION, 1),
+            LetterPlace(*PARTITION, 99),
+            LetterPlace("x", 0, 2),
+        ]
+        await world.ledger.mark_published(GROUP, places)
         await world.ledger.mark_published(GROUP, [])
         states = [(row.group, row.offset, row.state) for row in await world.letters()]
         assert states == [
@@ -140,9 +144,11 @@ class LedgerContract:
         await world.ledger.record([letter(await world.claim(), 1)])
         await world.renew_topic(PARTITION, 1)
         await world.ledger.record([letter(await world.claim(), 1)])
-        await world.ledger.mark_published(GROUP, [Position(*PARTITION, 1)])
-        states = [(row.incarnation, row.state) for row in await world.letters()]
-        assert states == [(0, "pending"), (1, "published")]
+        for published in (0, 1):
+            place = LetterPlace(*PARTITION, 1, incarnation=published)
+            await world.ledger.mark_published(GROUP, [place])
+            states = [row.state for row in await world.letters()]
+            assert states == ["published", "published" if published else "pending"]
 
     async def test_nothing_to_record_records_nothing(self, world: World) -> None:
         assert await world.ledger.record([]) == []

@@ -7,8 +7,8 @@ import pytest
 from tests.support.store_changes import GROUP, KEY, PARTITION, at, key
 from tests.support.store_letters import letter
 from tests.support.store_worlds import MemoryWorld, PostgresWorld, World
-from worker.core.model import Claim, DocumentKey, Order, Position
-from worker.ports import Verdict
+from worker.core.model import Claim, DocumentKey, Order
+from worker.ports import LetterPlace, Verdict
 
 APPLIED = Verdict.APPLIED
 
@@ -22,7 +22,7 @@ async def dead(
         facts = names | facts
     origin = facts.pop("origin", at(offset, timestamp_ms=1_700_000_000_000))
     await world.ledger.record([letter(claim, offset, origin=origin, **facts)])
-    await world.ledger.mark_published(GROUP, [Position(*PARTITION, offset)])
+    await world.ledger.mark_published(GROUP, [LetterPlace(*PARTITION, offset)])
 
 
 async def states(world: World) -> dict[int, str]:

@@ -32,12 +32,21 @@ from worker.core.model import (
     Collection,
     DocumentKey,
     Partition,
-    Position,
     Progress,
     Rank,
 )
 from worker.errors import WorkerError
-from worker.ports import DeadLetter, Poison, PoisonKey, Query, Recorded, Refusal, Verdict, Write
+from worker.ports import (
+    DeadLetter,
+    LetterPlace,
+    Poison,
+    PoisonKey,
+    Query,
+    Recorded,
+    Refusal,
+    Verdict,
+    Write,
+)
 
 SUITES = {
     "claims": ClaimsContract,
@@ -196,9 +205,15 @@ class MakesPendingAgain(MemoryLedger):
 
 
 class MarksEveryGroup(MemoryLedger):
-    async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
+    async def mark_published(self, group: str, places: Sequence[LetterPlace]) -> None:
         for other, _ in list(self._database.state.claims):
-            await super().mark_published(other, positions)
+            await super().mark_published(other, places)
+
+
+class MarksWhateverTopicThereIs(MemoryLedger):
+    async def mark_published(self, group: str, places: Sequence[LetterPlace]) -> None:
+        both = [place._replace(incarnation=one) for place in places for one in (0, 1)]
+        await super().mark_published(group, both)
 
 
 class PublishesAtOnce(MemoryLedger):
@@ -361,6 +376,7 @@ PLANTED = [
     ("ledger", "ledger", DropsFacts),
     ("ledger", "ledger", MakesPendingAgain),
     ("ledger", "ledger", MarksEveryGroup),
+    ("ledger", "ledger", MarksWhateverTopicThereIs),
     ("ledger", "ledger", PublishesAtOnce),
     ("poisons", "poisons", KnowsOfEveryTenant),
     ("poisons", "poisons", KnowsOfEveryModel),

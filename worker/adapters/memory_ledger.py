@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from worker.adapters.dead_letter_text import storable
 from worker.adapters.memory_database import LetterKey, LetterRow, MemoryDatabase
-from worker.core.model import Claim, Partition, Position
-from worker.ports import DeadLetter, Recorded
+from worker.core.model import Claim, Partition
+from worker.ports import DeadLetter, LetterPlace, Recorded
 
 
 class MemoryLedger:
@@ -50,14 +50,12 @@ class MemoryLedger:
         table[key] = LetterRow(storable(letter), state, recorded)
         return recorded
 
-    async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
+    async def mark_published(self, group: str, places: Sequence[LetterPlace]) -> None:
         """Mark rows whose letters the dead-letter topic has acknowledged."""
         async with self._database.transaction("mark_published"):
-            state = self._database.state
-            for topic, number, offset in positions:
-                partition = Partition(topic, number)
-                claim = state.claims.get((group, partition))
-                key = LetterKey(group, partition, claim.incarnation if claim else 0, offset)
-                row = state.letters.get(key)
+            letters = self._database.state.letters
+            for topic, number, offset, incarnation in places:
+                key = LetterKey(group, Partition(topic, number), incarnation, offset)
+                row = letters.get(key)
                 if row is not None and row.state == "pending":
-                    state.letters[key] = row._replace(state="published")
+                    letters[key] = row._replace(state="published")

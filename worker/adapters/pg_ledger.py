@@ -15,8 +15,7 @@ from schemas.events import MAX_NAME_BYTES
 from worker.adapters.dead_letter_text import storable
 from worker.adapters.pg_client import Connection, Database
 from worker.adapters.pg_statements import live_claims, order_values
-from worker.core.model import Position
-from worker.ports import DeadLetter, Recorded
+from worker.ports import DeadLetter, LetterPlace, Recorded
 
 # Three names, each byte percent-encoded, and two slashes: a longer key is none of ours.
 _MAX_KEY_BYTES = 3 * (3 * MAX_NAME_BYTES) + 2
@@ -59,13 +58,12 @@ returning grp, topic, partition, incarnation, "offset", attempts,
 _Place = tuple[str, str, int, int, int]
 """The primary key: group, topic, partition, incarnation, offset."""
 
-# A position says no incarnation: it is about the topic that the group reads now.
 _MARK_PUBLISHED = """
 update dead_letter l set state = 'published'
-from unnest($2::text[], $3::int[], $4::bigint[]) as p (topic, partition, "offset")
-join partition_claim c on c.grp = $1 and c.topic = p.topic and c.partition = p.partition
+from unnest($2::text[], $3::int[], $4::bigint[], $5::int[])
+     as p (topic, partition, "offset", incarnation)
 where l.grp = $1 and l.topic = p.topic and l.partition = p.partition
-  and l.incarnation = c.incarnation and l."offset" = p."offset" and l.state = 'pending'
+  and l.incarnation = p.incarnation and l."offset" = p."offset" and l.state = 'pending'
 """
 
 
@@ -87,11 +85,11 @@ class PostgresLedger:
             recorded[_place(letter)] if letter.claim in live else None for letter in letters
         ]
 
-    async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
+    async def mark_published(self, group: str, places: Sequence[LetterPlace]) -> None:
         """Mark rows whose letters the dead-letter topic has acknowledged."""
-        if not positions:
+        if not places:
             return
-        columns = zip(*sorted(positions), strict=True)
+        columns = zip(*sorted(places), strict=True)
         async with self._database.connection() as connection:
             await connection.execute(_MARK_PUBLISHED, group, *map(list, columns))
 

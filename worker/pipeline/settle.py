@@ -22,7 +22,6 @@ from worker.core.model import (
     DeadLettered,
     Order,
     Outcome,
-    Position,
     Rejected,
     Released,
     Stored,
@@ -31,7 +30,7 @@ from worker.core.model import (
 )
 from worker.errors import FencedError, TransientError
 from worker.pipeline.batcher import Batcher
-from worker.ports import DeadLetter, DeadLetters, Ledger, Recorded, Spawn
+from worker.ports import DeadLetter, DeadLetters, Ledger, LetterPlace, Recorded, Spawn
 from worker.telemetry import Counters, work_fields
 
 log = structlog.get_logger(__name__)
@@ -64,8 +63,8 @@ class Settle:
         self._records = Batcher[DeadLetter, Recorded | None](
             ledger.record, spawn=spawn, slots=1, take=_take, apart=True
         )
-        self._marks = Batcher[tuple[str, Position], None](
-            self._mark, spawn=spawn, slots=1, take=_take, group=lambda item: item[0]
+        self._published = Batcher[tuple[str, LetterPlace], None](
+            self._mark_published, spawn=spawn, slots=1, take=_take, group=lambda item: item[0]
         )
 
     async def __call__(self, work: Work, outcome: Outcome) -> None:
@@ -128,8 +127,8 @@ class Settle:
         await failpoints.reach("in_dead_letter")
         await self._until_done(lambda: self._dead_letters.publish(letter, recorded))
         await failpoints.reach("after_dead_letter")
-        mark = letter.claim.group, letter.record.position
-        await self._until_done(lambda: self._marks.submit(mark))
+        place = LetterPlace(*letter.record.position, letter.claim.incarnation)
+        await self._until_done(lambda: self._published.submit((letter.claim.group, place)))
 
     async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         delay_seconds = 0.1
@@ -140,8 +139,8 @@ class Settle:
                 await asyncio.sleep(delay_seconds * (0.5 + self._jitter()))
                 delay_seconds = min(2 * delay_seconds, 5.0)
 
-    async def _mark(self, marks: list[tuple[str, Position]]) -> list[None]:
-        await self._ledger.mark_published(marks[0][0], [position for _, position in marks])
+    async def _mark_published(self, marks: list[tuple[str, LetterPlace]]) -> list[None]:
+        await self._ledger.mark_published(marks[0][0], [place for _, place in marks])
         return [None] * len(marks)
 
 

@@ -9,7 +9,6 @@ from schemas.dead_letter import NO_FACTS, Facts, Reason
 from worker.core.model import (
     Claim,
     Order,
-    Position,
     Record,
 )
 
@@ -47,6 +46,15 @@ class Recorded(NamedTuple):
     is_published: bool
 
 
+class LetterPlace(NamedTuple):
+    """What names a letter of a group: where its record stands, in which topic of that name."""
+
+    topic: str
+    partition: int
+    offset: int
+    incarnation: int = 0
+
+
 class Ledger(Protocol):
     """The dead letters as the database knows them: the truth for replay."""
 
@@ -59,7 +67,7 @@ class Ledger(Protocol):
         the last of them, and one attempt.
         """
 
-    async def mark_published(self, group: str, positions: Sequence[Position]) -> None:
+    async def mark_published(self, group: str, places: Sequence[LetterPlace]) -> None:
         """Mark rows whose letters the dead-letter topic has acknowledged."""
 
 

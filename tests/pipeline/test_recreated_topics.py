@@ -1,0 +1,111 @@
+"""
+A topic that is created again while nobody looks: either it is noticed, or it is read rightly.
+
+The stories are traces of the model (`tests/model`, the cases named "known").
+"""
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from tests.support import universe as universes
+from tests.support.universe import GROUP, ONLY, TOPIC, tombstone, upsert
+from worker.core.lifecycle import Phase
+from worker.errors import RejectedInput, StoreUnavailable
+
+live = partial(universes.live, limit_seconds=2_000)
+
+
+async def create_again(universe, *events):
+    universe.broker.create_topic(TOPIC, 1)
+    universe.broker.committed.clear()
+    for number, event in enumerate(events):
+        universe.publish(event, timestamp_ms=1_000 + number)
+
+
+async def read_or_halted(universe, member):
+    log = universe.broker.log(ONLY)
+    while universe.broker.committed.get((GROUP, ONLY)) != log.end:
+        if any(life.phase is Phase.HALTED for life in member.worker.lives):
+            return "halted"
+        await universe.broker.changes.next(0.1)
+    return "read"
+
+
+@pytest.mark.xfail(strict=True, reason="nothing is known yet by which the log is recognised")
+def test_a_topic_created_again_before_any_progress_was_saved_loses_nothing_silently():
+    async def story(universe):
+        async def no_progress(call, moment):
+            if call == "save_progress":
+                raise StoreUnavailable
+
+        universe.hook = no_progress
+        universe.publish(upsert("b", 1, "one"))
+        universe.publish(tombstone("a"))
+        first = universe.start()
+        while universe.row("a") is None:
+            await universe.broker.changes.next(0.1)
+        await universe.kill(first)
+        universe.hook = None
+        await create_again(universe, upsert("a", 1, "anew"))
+        ended = await read_or_halted(universe, universe.start())
+        assert ended == "halted" or universe.text("a") == "anew"
+
+    live(story, partitions=1)
+
+
+@pytest.mark.xfail(strict=True, reason="a log is compared when its partition is claimed")
+def test_a_topic_created_again_under_a_running_worker_loses_nothing_silently():
+    async def story(universe):
+        member = universe.start()
+        universe.publish(upsert("a", 1, "one"))
+        await universe.settled()
+        await create_again(universe, upsert("a", 2, "anew"), upsert("b", 1, "beside"))
+        ended = await read_or_halted(universe, member)
+        assert ended == "halted" or universe.text("a") == "anew"
+
+    live(story, partitions=1)
+
+
+def test_a_letter_of_the_topic_before_marks_no_letter_of_the_topic_after_it():
+    async def story(universe):
+        async def refuse(request):
+            raise RejectedInput("content")
+
+        universe.embedder.script = refuse
+        marking, go_on = asyncio.Event(), asyncio.Event()
+
+        async def hold_the_first_mark(call, moment):
+            if (call, moment) == ("mark_published", "before") and not marking.is_set():
+                marking.set()
+                await go_on.wait()
+
+        universe.hook = hold_the_first_mark
+        universe.publish(upsert("a", 1, "refused"))
+        frozen = universe.start()
+        await marking.wait()
+        await create_again(universe, upsert("b", 1, "refused too"))
+        state = universe.database.state
+        state.claims[GROUP, ONLY] = state.claims[GROUP, ONLY]._replace(
+            epoch=9, claim_id=universe.database.fresh_claim_id(), incarnation=1
+        )
+        del state.progress[GROUP, ONLY]
+        held = asyncio.Event()
+        publish = universe.letters.publish
+
+        async def never(letter, recorded):
+            held.set()
+            await asyncio.Event().wait()
+
+        universe.letters.publish = never
+        await held.wait()
+        go_on.set()
+        await asyncio.sleep(10)
+        await universe.kill(frozen)
+        universe.letters.publish = publish
+        universe.start()
+        await universe.settled()
+        assert [letter.document_id for letter in universe.letters.letters] == ["a", "b"]
+
+    live(story, partitions=1)
