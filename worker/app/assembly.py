@@ -132,7 +132,7 @@ def assemble(
         clock=around.clock,
         spawn=tasks.spawn,
     )
-    decode = Decode(settings.ingest, counters, wall_clock=around.wall_clock)
+    decode = Decode(settings.ingest, counters)
     skip = Skip(dispatch, decode)
     one_by_one = OneByOne(marks, dispatch, decode, skip)
     partitions = Partitions(

@@ -249,7 +249,7 @@ def _surroundings(
     return Surroundings(
         stop=stop,
         clock=time.monotonic,
-        wall_clock=time.time,  # noqa: TID251 - freshness and versions are others' clocks
+        wall_clock=time.time,  # noqa: TID251 - freshness is by others' clocks
         jitter=random.random,
         offload=offload,
         tracing=telemetry.tracing,

@@ -46,7 +46,10 @@ MaxReplays = Annotated[
 ]
 DryRun = Annotated[bool, switch("--dry-run", "Only say what it would do.")]
 Force = Annotated[
-    bool, switch("--force", "Also what was replayed too often, or killed workers.")
+    bool,
+    switch(
+        "--force", "Also what was replayed too often, killed workers, or has a version to come."
+    ),
 ]
 ValueFile = Annotated[
     Path | None,
