@@ -6,12 +6,25 @@ from typing import Annotated
 from cyclopts import validators
 
 from worker.cli.output import say, show_json, show_table
-from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option
+from worker.cli.parameters import (
+    DEFAULTS,
+    MAX_OFFSET,
+    MAX_PARTITION,
+    Json,
+    WithSettings,
+    Yes,
+    is_number,
+    option,
+    within,
+)
 from worker.core.model import Partition
 from worker.errors import ConfigError
 
 Name = Annotated[str, option("TOPIC/NUMBER, as in documents/3.")]
-Offset = Annotated[int, option("The offset to go on from.", validator=validators.Number(gte=0))]
+Offset = Annotated[
+    int,
+    option("The offset to go on from.", validator=validators.Number(gte=0, lte=MAX_OFFSET)),
+]
 
 
 def list_all(*, json: Json = False, settings: WithSettings = DEFAULTS) -> None:
@@ -68,7 +81,7 @@ def skip(
     json: Json = False,
     settings: WithSettings = DEFAULTS,
 ) -> int:
-    """Skip what cannot be read."""
+    """Skip what cannot be read, while the group is stopped."""
     from worker.app import partition_jobs
 
     place = parsed(partition)
@@ -79,13 +92,13 @@ def skip(
     if not yes:
         say(f"{range_} would be given up for good; nothing was changed: say --yes")
         return 1
-    say(f"{range_} are given up; restart a worker that had stopped this partition")
+    say(f"{range_} are given up; start the workers again")
     return 0
 
 
 def parsed(name: str) -> Partition:
     """Return the partition that TOPIC/NUMBER names."""
     topic, slash, number = name.rpartition("/")
-    if not (slash and topic and number.isascii() and number.isdigit()):
+    if not (slash and topic and is_number(number)):
         raise ConfigError(f"{name!r} is no TOPIC/NUMBER, as in documents/3")
-    return Partition(topic, int(number))
+    return Partition(topic, within(number, MAX_PARTITION))
