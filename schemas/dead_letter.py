@@ -330,8 +330,9 @@ def with_origin(originals: Iterable[Header], origin: Origin) -> list[Header]:
 
 
 def with_replays(originals: Iterable[Header], replays: int) -> list[Header]:
-    """Return the headers of a record that is replayed for the n-th time."""
-    return [*originals, (REPLAYS, _encode(replays))]
+    """Return the headers of a record that is replayed for the n-th time, with one count."""
+    others = [header for header in originals if header[0] != REPLAYS]
+    return [*others, (REPLAYS, _encode(replays))]
 
 
 def parse_replays(headers: Iterable[Header]) -> int:

@@ -63,6 +63,18 @@ def test_what_is_not_the_librarys_passes_through(raised):
     assert caught.value is raised
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (errors.KafkaConnectionError("nobody"), "KafkaConnectionError: nobody"),
+        (errors.KafkaConnectionError(), "KafkaConnectionError"),
+        (ConnectionRefusedError("refused"), "ConnectionRefusedError: refused"),
+    ],
+)
+def test_the_class_is_said_once(raised, said):
+    assert str(translate(raised)) == said
+
+
 def test_a_message_is_one_line_of_bounded_length():
     message = str(translate(errors.KafkaError("word\n  " * 500)))
     assert "\n" not in message
