@@ -130,7 +130,7 @@ class Reason(StrEnum):
     )
     VERSION_IN_FUTURE = (
         "version_in_future",
-        "The version is a time that has not come: no later change could overtake it.",
+        "The version is a time far ahead of its record: no later change could overtake it.",
         "Set the publisher's clock and publish the document again; discard the letter.",
     )
     UNREADABLE_BATCH = (
