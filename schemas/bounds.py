@@ -51,11 +51,17 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Undecodable(Exception):
-    """The record is no event; `reason` and `detail` go into its dead letter."""
+    """
+    The record is no event, or none that is accepted.
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    `reason` and `detail` go into its dead letter; so do the names and the version of `event`,
+    which is what could be read and is refused all the same.
+    """
+
+    def __init__(self, reason: Reason, detail: str, event: JsonEvent | None = None) -> None:
         self.reason = reason
         self.detail = detail[:MAX_DETAIL_CHARACTERS]
+        self.event = event
         super().__init__(f"{reason}: {self.detail}")
 
 

@@ -62,6 +62,7 @@ _BY_TAG: dict[str, msgspec.json.Decoder[JsonEvent]] = {
 }
 
 _DOCUMENT_SLASHES = 2
+_OF_THE_CONTENT = (Reason.OVERSIZE, Reason.NUL_CHARACTER)
 # W3C Trace Context, section 3.2: version 00; an id of zeros only is invalid.
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_TRACE, _NO_SPAN = b"-" + b"0" * 32, b"-" + b"0" * 16 + b"-"
@@ -123,8 +124,7 @@ def decode_record(
     if value is None:
         event, nuls = _tombstone(key, fields), 0
     else:
-        event, nuls = within_limits(_decode_value(value, fields), value, limits)
-        _check_key(key, event)
+        event, nuls = _accepted(_decode_value(value, fields), key, value, limits)
     return Decoded(
         event,
         nuls,
@@ -212,6 +212,28 @@ def _schema_error(error: msgspec.ValidationError, value: bytes) -> Undecodable:
         return Undecodable(Reason.UNKNOWN_TYPE, "`$.type` is unknown")
     # msgspec names paths and types; all that it ever repeats is a type tag, here a known one.
     return Undecodable(Reason.INVALID_SCHEMA, str(error))
+
+
+def _accepted(
+    event: JsonEvent, key: bytes, value: bytes, limits: Limits
+) -> tuple[JsonEvent, int]:
+    try:
+        accepted = within_limits(event, value, limits)
+    except Undecodable as error:
+        # Whose content alone is refused, by the names that its key has too.
+        if error.reason in _OF_THE_CONTENT and _is_named(event, key):
+            error.event = event
+        raise
+    _check_key(key, event)
+    return accepted
+
+
+def _is_named(event: JsonEvent, key: bytes) -> bool:
+    try:
+        _check_key(key, event)
+    except Undecodable:
+        return False
+    return True
 
 
 def _check_key(key: bytes, event: JsonEvent) -> None:

@@ -133,7 +133,7 @@ class Reason(StrEnum):
     )
     VERSION_IN_FUTURE = (
         "version_in_future",
-        "The version is a time that has not come: no later change could overtake it.",
+        "The version is a time far ahead of its record: no later change could overtake it.",
         "Set the publisher's clock and publish the document again; discard the letter.",
     )
     UNREADABLE_BATCH = (
@@ -333,8 +333,9 @@ def with_origin(originals: Iterable[Header], origin: Origin) -> list[Header]:
 
 
 def with_replays(originals: Iterable[Header], replays: int) -> list[Header]:
-    """Return the headers of a record that is replayed for the n-th time."""
-    return [*originals, (REPLAYS, _encode(replays))]
+    """Return the headers of a record that is replayed for the n-th time, with one count."""
+    others = [header for header in originals if header[0] != REPLAYS]
+    return [*others, (REPLAYS, _encode(replays))]
 
 
 def parse_replays(headers: Iterable[Header]) -> int:

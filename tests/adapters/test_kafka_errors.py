@@ -82,6 +82,18 @@ def test_what_a_batch_is_broken_by_is_said_of_the_batch(error):
     assert is_unreadable(error)
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (errors.KafkaConnectionError("nobody"), "KafkaConnectionError: nobody"),
+        (errors.KafkaConnectionError(), "KafkaConnectionError"),
+        (ConnectionRefusedError("refused"), "ConnectionRefusedError: refused"),
+    ],
+)
+def test_the_class_is_said_once(raised, said):
+    assert str(translate(raised)) == said
+
+
 def test_a_message_is_one_line_of_bounded_length():
     message = str(translate(errors.KafkaError("word\n  " * 500)))
     assert "\n" not in message

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from worker.app.demo_screen import Screen
+
 LIMIT_SECONDS = 300
 
 
@@ -93,6 +95,35 @@ def test_an_interrupt_ends_everything(folder, stage):
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert gone(folder)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_an_end_by_another_signal_leaves_nothing_behind_either(folder, ending):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "demo"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"COLUMNS": "100", "TMPDIR": str(folder)},
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if line.startswith("Starting"):
+            break
+    process.send_signal(ending)
+    rest, _ = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert [found.name for found in folder.glob("embedfleet-demo-*")] == []
+    assert gone(folder)
+
+
+def test_what_is_to_be_copied_is_one_line_each_at_the_first_column(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    url = "postgresql://embedfleet@127.0.0.1:5432/" + "[b]" * 30
+    Screen().copied(f"export EMBEDFLEET_DATABASE_URL={url}")
+    assert capsys.readouterr().out == f"export EMBEDFLEET_DATABASE_URL={url}\n"
 
 
 def test_a_folder_with_an_earlier_demonstration_is_refused(folder):

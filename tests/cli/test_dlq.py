@@ -1,5 +1,6 @@
 """Dead letters, from the failure to the repair, as an operator works on them."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from tests.support.store_letters import letter
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_ledger import PostgresLedger
+from worker.cli.dead_letter_output import Report
 from worker.core.model import Partition, Position, Record
 from worker.ports import LetterPlace
 
@@ -73,7 +75,7 @@ async def test_a_poison_is_listed_explained_repaired_replayed_and_then_found(
     listed = await dlq("list", "--json")
     assert {(one["reason"], one["letters"]) for one in listed.json} == {
         ("undecodable", 1),
-        ("rejected_input", 1),
+        ("content_filter", 1),
     }
     place = f"{fleet.topic}/0/0"
     shown = await dlq("show", place)
@@ -140,7 +142,7 @@ async def test_a_replay_overtakes_nothing_brings_nothing_back_and_is_not_repeate
     assert found[failed_again] == "published"
     (chained,) = (await dlq("list", "--each", "--json")).json
     assert (chained["replays"], chained["origin"]["offset"]) == (1, 2)
-    parked = await dlq("replay", "--max-replays", "1", "--json")
+    parked = await dlq("replay", "--max-replays", "1", "--yes", "--json")
     assert (parked.code, parked.json["fates"]) == (1, {"parked": 1})
     assert (await states(fleet))[failed_again] == "parked"
     # What was said to be superseded is not sent, also where it is named.
@@ -208,7 +210,25 @@ async def test_letters_are_listed_by_cause_and_each_by_itself(dead, dlq):
     assert lines[1].split()[:3] == ["2", "oversize", group["fingerprint"]]
     each = ("list", "--each", "--fingerprint", group["fingerprint"])
     assert [found["position"] for found in (await dlq(*each, "--json")).json] == [one, two]
-    assert (await dlq(*each, "--limit", "1")).out.count("oversize") == 1
+    assert "more" not in (await dlq(*each, "--limit", "2")).err
+    cut = await dlq(*each, "--limit", "1")
+    assert (cut.out.count("oversize"), cut.err) == (1, "1 more: --limit\n")
+
+
+async def test_the_list_names_a_document_or_a_key_and_never_a_tenant_alone(dead, dlq):
+    names = {"tenant": "acme", "collection": "articles", "document_id": "a b"}
+    future = await dead(1, **names, version=7, reason=Reason.VERSION_IN_FUTURE)
+    await dead(2, tenant="acme", key=b"acme/\n")
+    await dead(3, tenant="acme", key=None)
+    lines = (await dlq("list", "--each")).out.splitlines()[1:]
+    assert "  acme/articles/a b  " in lines[0]
+    assert "  acme/?  " in lines[1]
+    assert lines[2].split()[3] == "-"
+    (found,) = (await dlq("list", "--each", "--collection", "articles", "--json")).json
+    assert (found["position"], found["version"]) == (future, 7)
+    told = (await dlq("show", future)).out
+    assert "Document:      acme/articles/a b, version 7\n" in told
+    assert "Refused:       its version stays ahead of its record" in told
 
 
 async def test_letters_are_counted_by_what_is_asked(dead, dlq):
@@ -310,6 +330,62 @@ async def test_nothing_is_discarded_without_a_yes_and_only_what_is_named(dead, d
     assert (states["acme"]["discarded"], states["bolt"]["published"]) == (1, 1)
 
 
+async def test_where_nothing_is_to_be_given_up_one_sentence_says_why(dead, dlq):
+    place = await dead(1, tenant="acme")
+    assert "1 letter would be" in (await dlq("discard", place)).err
+    assert (await dlq("discard", place, "--yes")).err == "given up: 1 letter, never stored\n"
+    for how in ((place,), (place, "--yes"), ("--tenant", "acme"), ("--tenant", "nobody")):
+        ended = await dlq("discard", *how)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+        assert "nothing to give up: no such letter is published or parked" in ended.err
+
+
+async def test_a_filter_needs_a_yes_also_where_one_letter_fits(dead, dlq):
+    _, event = upsert("a", 1, "text")
+    await dead(1, value=event, tenant="acme")
+    for how in ((), ("--tenant", "acme")):
+        asked = await dlq("replay", *how)
+        assert (asked.code, asked.err) == (
+            1,
+            "would be: 1 replayed\nnothing was sent: say --yes\n",
+        )
+    sent = await dlq("replay", "--tenant", "acme", "--yes")
+    assert (sent.code, sent.err) == (0, "1 replayed\n")
+
+
+async def test_no_yes_is_asked_for_where_it_would_change_nothing(dead, dlq):
+    await dead(1)
+    ended = await dlq("replay", "--reason", "undecodable")
+    assert (ended.code, "1 unreadable" in ended.err) == (1, True)
+    assert "--yes" not in ended.err
+    nothing = await dlq("replay", "--tenant", "nobody")
+    assert (nothing.code, "nothing to replay" in nothing.err) == (0, True)
+
+
+@pytest.mark.parametrize("how", [("-",), ()])
+async def test_a_repaired_value_comes_from_stdin(how, dead, dlq, monkeypatch):
+    place = await dead(1)
+    _, event = upsert("a", 1, "text")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(event)))
+    option = ("--value-file", "-") if how else ("--value-file=-",)
+    ended = await dlq("replay", place, *option, "--json")
+    assert (ended.code, ended.json["fates"]) == (0, {"replayed": 1}), ended.err
+
+
+async def test_an_interrupted_replay_says_what_was_sent_before(dead, dlq, monkeypatch):
+    _, event = upsert("a", 1, "text")
+    await dead(1, value=event)
+    add = Report.add
+
+    def interrupted(report, ended):
+        add(report, ended)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Report, "add", interrupted)
+    ended = await dlq("replay", "--yes")
+    assert (ended.code, ended.err) == (130, "interrupted; before that: 1 replayed\n")
+
+
 async def counts(dlq):
     return (await dlq("stats", "--by", "tenant", "--json")).json
 
@@ -353,7 +429,7 @@ async def test_a_pointer_is_replayed_from_the_record_itself(
     await publisher.publish(made, recorded)
     await publisher.close()
     await PostgresLedger(migrated).mark_published(claim.group, [LetterPlace(*place)])
-    ended = await dlq("replay", "--json")
+    ended = await dlq("replay", "--yes", "--json")
     assert (ended.code, ended.json["fates"]) == (0, {"replayed": 1}), ended.err
 
 
@@ -365,6 +441,9 @@ async def test_a_pointer_is_replayed_from_the_record_itself(
     [
         (("show", "documents/3"), "is no TOPIC/PARTITION/OFFSET"),
         (("show", "documents/x/1"), "is no TOPIC/PARTITION/OFFSET"),
+        (("show", f"documents/7/{2**63}"), f"{2**63} is too large: at most {2**63 - 1}"),
+        (("show", f"documents/{2**31}/7"), f"{2**31} is too large: at most {2**31 - 1}"),
+        (("discard", "documents/7/" + "9" * 5000), f"{'9' * 40} is too large"),
         (("show", "documents/3/1"), "has no dead letter documents/3/1"),
         (("replay", "documents/3/1"), "has no dead letter documents/3/1"),
         (("discard", "documents/3/1", "--yes"), "has no dead letter documents/3/1"),

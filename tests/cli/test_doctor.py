@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerUnavailable, ConfigError, StoreUnavailable
 from worker.ops import verdicts
 from worker.ops.doctor import Check, Finding, Status, examine, has_failed
 from worker.ops.verdicts import TopicFacts
@@ -138,6 +138,19 @@ def test_other_commands_say_in_one_sentence_that_nobody_is_there(nothing, embedf
     for arguments in (("migrate", "status"), ("topics", "create"), ("partitions", "list")):
         ended = embedfleet(*arguments)
         assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+
+
+def test_a_database_that_is_not_there_is_called_by_its_name(nothing, embedfleet):
+    for arguments in (("migrate", "status"), ("partitions", "list"), ("dlq", "list")):
+        err = embedfleet(*arguments).err
+        assert err.startswith("embedfleet: PostgreSQL (database.url) cannot be reached: ")
+
+
+async def test_one_that_refuses_us_is_told_from_one_that_is_away():
+    hints = {"hint": "is it running?", "refused_hint": "see the password"}
+    away = await examined(check("database", error=StoreUnavailable("away"), **hints))
+    refused = await examined(check("database", error=ConfigError("password"), **hints))
+    assert [away[0].hint, refused[0].hint] == ["is it running?", "see the password"]
 
 
 def test_a_missing_secret_is_said_before_anything_is_connected(nothing, embedfleet):

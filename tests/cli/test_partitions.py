@@ -52,11 +52,26 @@ async def test_partitions_show_the_table_beside_kafka(
     migrated, topics, kafka_options, embedfleet_beside
 ):
     await progressed(migrated, kafka_options.group, Partition(topics[0], 0), 7)
+    await progressed(migrated, kafka_options.group, Partition("gone", 0), 7)
+    await sent(kafka_options, topics[0], 10)
     await committed(kafka_options, topics[0], 5)
-    (row,) = (await embedfleet_beside("partitions", "list", "--json")).json
+    rows = (await embedfleet_beside("partitions", "list", "--json")).json
+    row, gone = sorted(rows, key=lambda row: row["topic"] == "gone")
     assert (row["next_offset"], row["committed"], row["epoch"]) == (7, 5, 1)
+    assert (row["end"], row["lag"], gone["end"], gone["lag"]) == (10, 3, None, None)
     assert row["owner"] == "worker-1"
-    assert f"{topics[0]}/0" in (await embedfleet_beside("partitions", "list")).out
+    listed = await embedfleet_beside("partitions", "list")
+    assert f"{topics[0]}/0" in listed.out
+    assert "has no members: nobody works on its partitions" in listed.err
+    servers = kafka_options.bootstrap_servers
+    member = AIOKafkaConsumer(
+        topics[0], bootstrap_servers=servers, group_id=kafka_options.group
+    )
+    await member.start()
+    try:
+        assert (await embedfleet_beside("partitions", "list")).err == ""
+    finally:
+        await member.stop()
 
 
 async def test_partitions_are_shown_also_where_kafka_is_away(
@@ -132,6 +147,7 @@ async def test_a_skip_moves_table_and_kafka_and_fences_the_owner(
     assert await claims.next_offset(group, place) == 3
     ended = await embedfleet_beside(*skip, "--yes", "--json")
     assert (ended.code, ended.json["done"]) == (0, True)
+    assert "start the workers again" in ended.err
     assert await claims.next_offset(group, place) == 8
     assert await committed(kafka_options, topic) == 8
     with pytest.raises(FencedError):
@@ -162,13 +178,13 @@ async def test_a_skip_is_refused_while_the_group_has_members_and_nothing_changes
     )
     await member.start()
     try:
-        ended = await embedfleet_beside(
-            "partitions", "skip", f"{topic}/0", "--to", "8", "--yes"
-        )
+        skip = ("partitions", "skip", f"{topic}/0", "--to", "8")
+        ends = [await embedfleet_beside(*skip, *how) for how in ((), ("--yes",))]
     finally:
         await member.stop()
-    assert ended.code == 2
-    assert "has members: stop its workers" in ended.err
+    for ended in ends:
+        assert ended.code == 2
+        assert "has members: stop its workers" in ended.err
     assert await claims.next_offset(group, place) == 3
 
 

@@ -147,6 +147,26 @@ def test_a_reader_that_leaves_is_no_traceback():
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("arguments", [("config", "--explain"), ("version",), ("--help",)])
+def test_a_full_disk_is_one_sentence(arguments):
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "worker", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "embedfleet: cannot write: No space left on device\n"
+
+
+def test_no_help_shows_the_inside_of_a_default(embedfleet):
+    for words in WORDS:
+        assert "[default: (" not in embedfleet(*words, "--help").out
+
+
 def test_the_module_runs_and_knows_its_version():
     ended = python("-m", "worker", "--version")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -184,6 +204,9 @@ def test_version_shows_ours_and_the_libraries(embedfleet):
         (("collections", "create", "x", "--model", "m"), "--dimensions"),
         (("partitions", "skip", "documents", "--to", "5"), "TOPIC/NUMBER"),
         (("partitions", "skip", "documents/x", "--to", "5"), "TOPIC/NUMBER"),
+        (("partitions", "skip", f"documents/{2**31}", "--to", "5"), "is too large"),
+        (("partitions", "skip", "documents/1", "--to", f"{2**63}"), "--to"),
+        (("partitions", "resume", "documents/" + "9" * 5000), "is too large"),
         (("topics", "create", "--retention-hours", "5"), "--cleanup delete"),
         (("topics", "create", "--partitions", "0"), "--partitions"),
         (("version", "really"), "'really' is one argument too many"),

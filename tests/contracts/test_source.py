@@ -126,6 +126,7 @@ class SourceContract:
         assert member.source.lag(world.partition(5)) is None
         batches = await member.take(bool)
         assert member.source.lag(world.partition()) == 200 - batches[-1].next_offset
+        assert member.source.lag(world.partition(), since=3) == 197
         await member.take(lambda got: bool(got) and got[-1].next_offset == 200)
         assert member.source.lag(world.partition()) == 0
 

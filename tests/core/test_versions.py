@@ -11,7 +11,8 @@ from tests.support.universe import delete, tombstone, upsert
 from worker.core import versions
 from worker.core.versions import MOST_AHEAD_SECONDS, refuse_future
 
-NOW_SECONDS = 1_795_000_000.0
+NOW_SECONDS = 1_795_000_000
+WRITTEN = (NOW_SECONDS * 1000,)
 UNITS = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000}
 
 
@@ -32,32 +33,44 @@ def test_the_examples_hold():
 def test_what_is_further_ahead_than_clocks_differ_is_refused_whatever_the_event(
     unit, per_second
 ):
-    last = int((NOW_SECONDS + MOST_AHEAD_SECONDS) * per_second)
+    last = (NOW_SECONDS + MOST_AHEAD_SECONDS) * per_second
     for event in events(last):
-        refuse_future(event, unit, NOW_SECONDS)
+        refuse_future(event, unit, WRITTEN)
     for event in events(last + 1):
         with pytest.raises(Undecodable) as refused:
-            refuse_future(event, unit, NOW_SECONDS)
+            refuse_future(event, unit, WRITTEN)
         assert refused.value.reason is Reason.VERSION_IN_FUTURE
+        assert refused.value.event is event
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_past_is_no_future(unit):
-    for version in (0, 1, int(NOW_SECONDS)):
-        refuse_future(upsert("a", version), unit, NOW_SECONDS)
+    for version in (0, 1, NOW_SECONDS):
+        refuse_future(upsert("a", version), unit, WRITTEN)
 
 
 def test_versions_that_are_no_times_are_never_refused():
     for event in events(MAX_VERSION):
-        refuse_future(event, "none", NOW_SECONDS)
+        refuse_future(event, "none", WRITTEN)
 
 
 @pytest.mark.parametrize("unit", ["none", *UNITS])
 def test_a_delete_without_version_has_nothing_to_be_ahead_with(unit):
-    refuse_future(tombstone("a"), unit, 0.0)
+    refuse_future(tombstone("a"), unit, (0,))
 
 
 def test_it_says_by_how_much_and_repeats_no_version():
     with pytest.raises(Undecodable, match="is 7200 s ahead") as refused:
-        refuse_future(upsert("a", int(NOW_SECONDS) + 7200), "seconds", NOW_SECONDS)
-    assert str(int(NOW_SECONDS) + 7200) not in str(refused.value)
+        refuse_future(upsert("a", NOW_SECONDS + 7200), "seconds", WRITTEN)
+    assert str(NOW_SECONDS + 7200) not in str(refused.value)
+
+
+@pytest.mark.parametrize("other_ms", [(NOW_SECONDS + 3600) * 1000, -1])
+def test_a_replay_is_judged_by_the_time_of_its_origin_and_no_claim_makes_it_pass(other_ms):
+    for times_ms in ((other_ms, *WRITTEN), (*WRITTEN, other_ms)):
+        with pytest.raises(Undecodable, match="is 3600 s ahead"):
+            refuse_future(upsert("a", NOW_SECONDS + 3600), "seconds", times_ms)
+
+
+def test_a_record_without_a_timestamp_says_nothing_about_its_version():
+    refuse_future(upsert("a", NOW_SECONDS), "seconds", (-1,))

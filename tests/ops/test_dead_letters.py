@@ -179,14 +179,18 @@ async def test_no_second_sees_more_letters_than_the_rate(around, world):
 # ---- what is not sent ----
 
 
-async def test_a_letter_that_killed_workers_is_sent_by_force_only(around, world):
-    killer = letter(7, reason="worker_killer")
+@pytest.mark.parametrize("reason", ["worker_killer", "version_in_future"])
+async def test_a_letter_that_would_fail_again_by_its_reason_is_sent_by_force_only(
+    around, world, reason
+):
+    killer = letter(7, reason=reason)
     assert await replayed(around, world, [killer, letter(8)]) == {
         7: Fate.REFUSED,
         8: Fate.REPLAYED,
     }
     assert {offset for _, offset in around.acts} == {8, None}
     assert await replayed(around, world, [killer], force=True) == {7: Fate.REPLAYED}
+    assert await replayed(around, world, [killer], repaired=REPAIRED) == {7: Fate.REPLAYED}
 
 
 async def test_what_a_later_version_covers_is_resolved_and_not_even_read(around, world):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from schemas.dead_letter import Reason
+from schemas.dead_letter import Origin, Reason, with_origin
 from tests.support.universe import (
     GROUP,
     ONLY,
@@ -297,22 +297,38 @@ def test_whatever_the_order_of_callbacks_the_table_is_the_log(seed):
     live(story, seed=seed)
 
 
-def test_a_version_that_is_a_time_to_come_blocks_no_later_change_and_passes_once_it_has_come():
+def test_a_version_that_is_a_time_to_come_is_refused_now_and_whenever_it_is_read_again():
     async def story(universe):
-        now = int(asyncio.get_running_loop().time())
+        now = 1_700_000_000
+        dated = {"partition": 0, "timestamp_ms": now * 1000}
+        member = universe.start()
+        universe.publish(upsert("a", now + 1_000, "ahead"), **dated)
+        universe.publish(delete("a", now + 2_000), **dated)
+        universe.publish(upsert("a", now + 200, "now"), **dated)
+        await universe.settled()
+        named = {
+            (one.reason, one.document_id, one.version): one.record
+            for one in universe.letters.letters
+        }
+        record = named.pop((Reason.VERSION_IN_FUTURE, "a", now + 1_000))
+        assert list(named) == [(Reason.VERSION_IN_FUTURE, "a", now + 2_000)]
+        await universe.stop(member)
+        await asyncio.sleep(5_000)
+        universe.broker.committed[GROUP, ONLY] = 0
         universe.start()
-        ahead = universe.publish(upsert("a", now + 1_000, "ahead"), partition=0)
-        universe.publish(delete("a", now + 2_000), partition=0)
-        universe.publish(upsert("a", now + 200, "now"), partition=0)
+        headers = with_origin((), Origin(*ONLY, 0, now * 1000, 0))
+        universe.broker.append(
+            TOPIC,
+            0,
+            key=record.key,
+            value=record.value,
+            headers=tuple(headers),
+            timestamp_ms=(now + 5_000) * 1000,
+        )
         await universe.settled()
         assert universe.text("a") == "now"
-        letters = {one.record.position.offset: one for one in universe.letters.letters}
-        assert [one.reason for one in letters.values()] == [Reason.VERSION_IN_FUTURE] * 2
         assert universe.embedder.embedded["ahead"] == 0
-        await asyncio.sleep(800)
-        record = letters[ahead].record
-        universe.broker.append(TOPIC, 0, key=record.key, value=record.value)
-        await universe.settled()
-        assert universe.text("a") == "ahead"
+        states = [row.state for row in universe.database.state.letters.values()]
+        assert states == ["published"] * 3
 
-    live(story, settings=with_options(ingest={"version_clock": "seconds"}))
+    live(story, partitions=1, settings=with_options(ingest={"version_clock": "seconds"}))

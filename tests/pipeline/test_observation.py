@@ -5,9 +5,11 @@ import sys
 
 import pytest
 
+from tests.pipeline.test_floods import GUARDED, good, malformed, phase
 from tests.support.universe import GROUP, live, upsert
 from worker.app.observation import Observation
 from worker.app.worker import _loop_factory
+from worker.core.lifecycle import Phase
 from worker.core.model import Partition
 
 
@@ -30,6 +32,24 @@ def test_a_worker_is_ready_once_it_has_claimed_all_it_was_given():
         assert observation.ready()[0] is False
 
     live(story)
+
+
+def test_a_held_partition_lags_by_all_that_is_not_settled_and_its_worker_is_ready():
+    async def story(universe):
+        good(universe, 200)
+        member = universe.start()
+        await universe.settled()
+        malformed(universe, 2000)
+        await phase(member, Phase.HELD)
+        await asyncio.sleep(5)
+        observation = observe(member)
+        held = observation.state()["partitions"][0]
+        assert (held["phase"], held["lag"]) == ("held", 2200 - held["next_offset"])
+        assert observation._lags()["documents", "0"] == held["lag"]
+        is_ready, reasons = observation.ready()
+        assert (is_ready, reasons["not_running"]) == (True, [])
+
+    live(story, settings=GUARDED)
 
 
 def test_a_provider_that_is_away_is_no_reason_to_restart():

@@ -216,6 +216,23 @@ def test_a_detail_is_bounded():
     assert len(Undecodable(Reason.OVERSIZE, "x" * 500).detail) == 200
 
 
+@pytest.mark.parametrize(
+    ("event", "limits"),
+    [
+        (upsert(text="x" * 2000), Limits(max_text_bytes=1000)),
+        (upsert(metadata={"a": "x" * 70_000}), LIMITS),
+        (upsert(text="\x00"), Limits(nul="dead_letter")),
+    ],
+)
+def test_whose_content_alone_is_refused_is_known_by_its_names_where_its_key_says_them_too(
+    event, limits
+):
+    for key, known in ((b"acme/docs/42", event), (b"acme/docs/43", None), (b"", None)):
+        with pytest.raises(Undecodable) as refused:
+            decode_record(key, encode_event(event), (), limits)
+        assert refused.value.event == known
+
+
 def test_deep_nesting_is_poison_on_a_deep_stack_too():
     """The recursion limit counts the caller's frames: metadata may pass here and fail there."""
     depth = sys.getrecursionlimit() - 300

@@ -154,8 +154,11 @@ def translate(error: Exception) -> WorkerError:
 
 def summary(error: Exception) -> str:
     """Return the class and the message of an error, on one line of bounded length."""
-    message = " ".join(str(error).split())[:_MAX_MESSAGE_CHARACTERS]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    name = type(error).__name__
+    # The library's own errors begin with their class already.
+    message = " ".join(str(error).split()).removeprefix(name).removeprefix(": ")
+    message = message[:_MAX_MESSAGE_CHARACTERS]
+    return f"{name}: {message}" if message else name
 
 
 def is_unreadable(error: Exception) -> bool:

@@ -101,12 +101,12 @@ class Flow:
         self._flowing.clear()
         self._handed_out.clear()
 
-    def lag(self, partition: Partition) -> int | None:
-        """Return how many offsets are stable and not handed out, None while unknown."""
+    def lag(self, partition: Partition, since: int | None) -> int | None:
+        """Return how many offsets are stable and not handed out, or at `since` or above."""
         end = kafka_internals.stable_end(self._consumer, TopicPartition(*partition))
         if end is None or partition not in self._handed_out:
             return None
-        return max(0, end - self._handed_out[partition])
+        return max(0, end - (self._handed_out[partition] if since is None else since))
 
     async def poll(
         self, wanted: Sequence[Partition], singly: Collection[Partition] = frozenset()

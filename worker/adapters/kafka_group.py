@@ -5,17 +5,35 @@ Owns one consumer that never joins. Setting offsets works only while the group h
 the broker refuses what comes from outside of a living group.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import for_code
 
 from worker.adapters import kafka_internals
+from worker.adapters.kafka_admin import opened_admin
 from worker.adapters.kafka_client import client_arguments
 from worker.adapters.kafka_errors import translated
 from worker.config import KafkaOptions
 from worker.core.model import Partition
+
+
+async def has_members(options: KafkaOptions) -> bool:
+    """
+    Tell whether any worker is in the group.
+
+    Raises:
+        BrokerUnavailable: nobody answers.
+    """
+    async with opened_admin(options) as admin:
+        (answer,) = await admin.describe_consumer_groups([options.group])
+    (found,) = answer.to_object()["groups"]
+    with translated():
+        if found["error_code"]:
+            raise for_code(found["error_code"])
+    return bool(found["members"])
 
 
 class KafkaGroup:
@@ -53,6 +71,14 @@ class KafkaGroup:
             first = await self._consumer.beginning_offsets([place])
             end = await self._consumer.end_offsets([place])
         return first[place], end[place]
+
+    async def ends(self, partitions: Collection[Partition]) -> dict[Partition, int]:
+        """Return where the logs end, of partitions there are."""
+        with translated():
+            found = await self._consumer.end_offsets(
+                [TopicPartition(*one) for one in partitions]
+            )
+        return {Partition(*place): end for place, end in found.items()}
 
     async def committed(self, partition: Partition) -> int | None:
         """Return the group's committed offset, None where there is none."""

@@ -192,9 +192,9 @@ class KafkaSource:
                 elif not kafka_internals.must_rejoin(consumer):
                     return number, self._partitions
 
-    def lag(self, partition: Partition) -> int | None:
-        """Return how many offsets are stable and not polled, None before the first fetch."""
-        return None if self._consumer is None else self._flow.lag(partition)
+    def lag(self, partition: Partition, since: int | None = None) -> int | None:
+        """Return how many offsets are stable and not polled, or at `since` or above."""
+        return None if self._consumer is None else self._flow.lag(partition, since)
 
     async def close(self) -> None:
         """Leave the group, within 4 s also where the broker does not answer."""

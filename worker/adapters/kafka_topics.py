@@ -6,9 +6,7 @@ exists: a difference is reported, an operator decides.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -23,15 +21,12 @@ from aiokafka.errors import (
     for_code,
 )
 
-from worker.adapters.kafka_client import client_arguments, milliseconds
-from worker.adapters.kafka_errors import translated
+from worker.adapters.kafka_admin import REQUEST_SECONDS, opened_admin
+from worker.adapters.kafka_client import milliseconds
 from worker.config import KafkaOptions
 
 Cleanup = Literal["compact", "delete"]
 
-_LIMIT_SECONDS = 30.0
-_REQUEST_SECONDS = 10.0
-_CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 0.1
 # A letter waits for a person, perhaps over a holiday.
 _DEAD_LETTER_HOURS = 30 * 24
@@ -112,13 +107,13 @@ class Topics:
         }
         topic = self._options.dead_letter_topic
         wanted.append(_Wanted(topic, _DEAD_LETTER_PARTITIONS, replication, letters))
-        async with _admin(self._options) as admin:
+        async with opened_admin(self._options) as admin:
             return [await _create(admin, one) for one in wanted]
 
     async def describe(self) -> dict[str, TopicDescription]:
         """Return how the topics are, without those that do not exist."""
         names = [*self._options.topics, self._options.dead_letter_topic]
-        async with _admin(self._options) as admin:
+        async with opened_admin(self._options) as admin:
             found = [await _describe(admin, name) for name in names]
         return {topic.topic: topic for topic in found if topic is not None}
 
@@ -133,7 +128,7 @@ async def _create(admin: AIOKafkaAdminClient, wanted: _Wanted) -> TopicReport:
         topic_configs=wanted.configuration,
     )
     try:
-        answer = await admin.create_topics([topic], timeout_ms=milliseconds(_REQUEST_SECONDS))
+        answer = await admin.create_topics([topic], timeout_ms=milliseconds(REQUEST_SECONDS))
     except AttributeError as missing:
         # What the library raises while the cluster has no controller.
         raise NodeNotReadyError("the cluster has no controller at the moment") from missing
@@ -180,19 +175,3 @@ async def _configuration(admin: AIOKafkaAdminClient, name: str) -> dict[str, str
 
 def _hours_in_ms(hours: float) -> str:
     return str(milliseconds(hours * 3600))
-
-
-@asynccontextmanager
-async def _admin(options: KafkaOptions) -> AsyncIterator[AIOKafkaAdminClient]:
-    with translated():
-        arguments = client_arguments(options)
-        arguments["request_timeout_ms"] = milliseconds(_REQUEST_SECONDS)
-        admin = AIOKafkaAdminClient(**arguments)
-        try:
-            async with asyncio.timeout(_LIMIT_SECONDS):
-                await admin.start()
-                yield admin
-        finally:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await admin.close()

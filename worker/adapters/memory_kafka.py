@@ -152,11 +152,12 @@ class MemorySource:
             raise BrokerUnavailable("the group is rebalancing")
         return self._number, self._partitions
 
-    def lag(self, partition: Partition) -> int | None:
-        """Return how many offsets were not polled, None before `begin`."""
+    def lag(self, partition: Partition, since: int | None = None) -> int | None:
+        """Return how many offsets were not polled, or stand at `since` or above."""
         if partition not in self._positions:
             return None
-        return max(0, self._broker.log(partition).end - self._positions[partition])
+        offset = self._positions[partition] if since is None else since
+        return max(0, self._broker.log(partition).end - offset)
 
     async def close(self) -> None:
         """Leave the group."""

@@ -101,7 +101,7 @@ def _by_sqlstate(error: Any) -> WorkerError:
         return StoreUnavailable(message)
     if state[:2] in _PERMANENT:
         return _refused(state, type(error).__name__, error.constraint_name)
-    return ConfigError(message)
+    return ConfigError(f"PostgreSQL refuses: {message}")
 
 
 def _refused(state: str, kind: str, constraint: str | None) -> PermanentError:
@@ -122,7 +122,9 @@ def _untrusted(error: ssl.SSLCertVerificationError) -> WorkerError:
 
 
 def _unanswered(error: Exception) -> WorkerError:
-    return StoreUnavailable(str(error) or "PostgreSQL did not answer in time")
+    if isinstance(error, TimeoutError) or not str(error):
+        return StoreUnavailable("PostgreSQL (database.url) did not answer in time")
+    return StoreUnavailable(f"PostgreSQL (database.url) cannot be reached: {error}")
 
 
 def _unusable(error: Exception) -> WorkerError:

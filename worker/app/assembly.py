@@ -144,7 +144,7 @@ def assemble(
         clock=around.clock,
         spawn=tasks.spawn,
     )
-    decode = Decode(settings.ingest, counters, wall_clock=around.wall_clock)
+    decode = Decode(settings.ingest, counters)
     give_up = GiveUp(dispatch, decode)
     one_by_one = OneByOne(marks, dispatch, decode, give_up)
     partitions = Partitions(

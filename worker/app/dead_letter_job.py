@@ -38,7 +38,7 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a replay is to do; without `yes` it sends one letter, but no more."""
+    """What a replay is to do; without `yes` it sends one letter that is named, no more."""
 
     rate_per_second: float
     max_replays: int
@@ -54,10 +54,16 @@ async def groups(settings: Settings, selection: Selection) -> list[Group]:
         return await PostgresDeadLetters(database).groups(selection)
 
 
-async def letters(settings: Settings, selection: Selection, limit: int) -> list[Letter]:
-    """Return the first letters in the order of the log."""
+async def letters(
+    settings: Settings, selection: Selection, limit: int
+) -> tuple[list[Letter], int]:
+    """Return the first letters in the order of the log, and how many more there are."""
     async with opened(settings.database) as database:
-        return await PostgresDeadLetters(database).select(selection, limit)
+        ledger = PostgresDeadLetters(database)
+        found = await ledger.select(selection, limit)
+        if len(found) < limit:
+            return found, 0
+        return found, max(0, await _count(ledger, selection) - len(found))
 
 
 async def stats(settings: Settings, selection: Selection, by: Sequence[By]) -> list[Count]:
@@ -92,7 +98,11 @@ async def discard(settings: Settings, selection: Selection, *, really: bool) -> 
             await _selected(database, replace(selection, states=()))
         if really:
             return await ledger.discard(selection)
-        return sum(group.letters for group in await ledger.groups(selection))
+        return await _count(ledger, selection)
+
+
+async def _count(ledger: PostgresDeadLetters, selection: Selection) -> int:
+    return sum(group.letters for group in await ledger.groups(selection))
 
 
 async def replay(
@@ -122,7 +132,8 @@ async def replay(
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(opened(settings.database))
         chosen = await _selected(database, selection)
-        really = not asked.dry_run and (asked.yes or len(chosen) <= 1)
+        is_sure = asked.yes or len(selection.positions) == 1
+        really = is_sure and not asked.dry_run
         on_begin(len(chosen), really)
         if not chosen:
             return

@@ -8,8 +8,10 @@ started.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
+import shlex
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -77,8 +79,10 @@ async def demo(options: DemoOptions, explain: Explain) -> int:
                     await story.stay()
             return code
         finally:
-            with screen.status("stopping everything"):
+            # A terminal that was closed takes no more words, and the servers end all the same.
+            with contextlib.suppress(OSError), screen.status("stopping everything"):
                 servers.stop()
+            servers.stop()
 
 
 class _Demo:
@@ -132,7 +136,9 @@ class _Demo:
         self._screen.line(f"Kafka        {self.settings.kafka.bootstrap_servers}")
         self._screen.line(f"PostgreSQL   {self.settings.database.url}")
         self._screen.line(f"Embeddings   {self.settings.embedding.url}")
-        self._screen.line("For other commands: " + " ".join(self._exports()))
+        self._screen.line("For other commands:")
+        for export in self._exports():
+            self._screen.copied(export)
         await asyncio.get_running_loop().create_future()
 
     async def _publish_all(self) -> tuple[str, int, int, int]:
@@ -327,7 +333,9 @@ class _Demo:
         }
 
     def _exports(self) -> list[str]:
-        return [f"{name}={value}" for name, value in self._environment().items()]
+        return [
+            f"export {name}={shlex.quote(value)}" for name, value in self._environment().items()
+        ]
 
 
 def _collection() -> Collection:

@@ -54,7 +54,7 @@ async def work_letters(
 
 
 async def _letter(settings: Settings, selection: Selection) -> Letter:
-    (letter,) = await dead_letter_job.letters(settings, selection, 1)
+    (letter,), _ = await dead_letter_job.letters(settings, selection, 1)
     return letter
 
 

@@ -35,6 +35,10 @@ class Screen:
         """Say one thing."""
         self.console.print(f"  {escape(text)}")
 
+    def copied(self, text: str) -> None:
+        """Show a line that is made to be copied: never wrapped, at the first column."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
     def status(self, text: str) -> AbstractContextManager[object]:
         """Show that something takes a while."""
         return self.console.status(f"  {escape(text)}")

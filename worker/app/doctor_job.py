@@ -30,7 +30,14 @@ async def doctor(settings: Settings, seen: Callable[[Finding], object]) -> list[
         Check("topics", lambda: _topics(settings.kafka), LIMIT_SECONDS),
     ]
     store = [
-        Check("database", database.server, LIMIT_SECONDS, "see database.url; is it running?"),
+        Check(
+            "database",
+            database.server,
+            LIMIT_SECONDS,
+            "see database.url; is it running?",
+            refused_hint="it is running: see user, password and name of the database in "
+            "database.url, database.password_file or database.password_variable",
+        ),
         Check("schema", database.schema, LIMIT_SECONDS, is_gate=True),
         Check("collections", database.look_for_collections, LIMIT_SECONDS),
     ]

@@ -14,6 +14,8 @@ from worker.core.lifecycle import PartitionLife, Phase
 from worker.ports import Clock
 from worker.telemetry import Telemetry
 
+_READY = (Phase.RUNNING, Phase.HELD)
+
 LOOP_LIMIT_SECONDS = 120.0
 """A poll waits through a rebalance: as long as the slowest worker drains."""
 
@@ -45,10 +47,11 @@ class Observation:
         return is_live, {"poll_loop_silent_seconds": round(silent_seconds, 1), "stuck": stuck}
 
     def ready(self) -> tuple[bool, Mapping[str, Any]]:
-        """Tell whether the worker is in the group and works on all it has."""
+        """Tell whether it is in the group and works on all it has, but for what is held."""
         lives = list(self._worker.lives)
         joined = self._worker.runner.source is not None
-        waiting = [_name(life) for life in lives if life.phase is not Phase.RUNNING]
+        # A flood is the records' fault: another worker would hold the partition as well.
+        waiting = [_name(life) for life in lives if life.phase not in _READY]
         ready = joined and not waiting and not self._worker.runner.stop.is_set()
         return ready, {"in_group": joined, "partitions": len(lives), "not_running": waiting}
 
@@ -96,8 +99,13 @@ class Observation:
         }
 
     def _lag(self, life: PartitionLife) -> int | None:
+        """Return how many records are still to be read, None where that is not known."""
         source = self._worker.runner.source
-        return None if source is None else source.lag(life.partition)
+        if source is None:
+            return None
+        # What was polled and released is read again by whoever goes on.
+        is_free = life.phase is Phase.RUNNING or life.claim is None
+        return source.lag(life.partition, None if is_free else life.progress.next_offset)
 
     def _partition(self, life: PartitionLife) -> Mapping[str, Any]:
         return {

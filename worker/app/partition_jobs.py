@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from worker.adapters.kafka_group import KafkaGroup
+from worker.adapters.kafka_group import KafkaGroup, has_members
 from worker.adapters.kafka_topics import Topics
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_crashes import PostgresCrashes
@@ -18,10 +18,22 @@ from worker.ops import partitions
 
 
 class PartitionRow(NamedTuple):
-    """A partition as table and Kafka know it; `committed` None: none, or not reachable."""
+    """
+    A partition as table and Kafka know it.
+
+    `committed` None: none, or not reachable; `end` None: no such partition, or not reachable.
+    """
 
     known: PartitionProgress
     committed: int | None
+    end: int | None
+
+    @property
+    def lag(self) -> int | None:
+        """How many offsets the table is not done with, None where that is not known."""
+        if self.end is None or self.known.next_offset is None:
+            return None
+        return max(0, self.end - self.known.next_offset)
 
     @property
     def problem(self) -> str | None:
@@ -38,28 +50,56 @@ class PartitionRow(NamedTuple):
         return None
 
 
-async def list_partitions(settings: Settings) -> tuple[list[PartitionRow], str | None]:
-    """Return the partitions of the group, and why Kafka's side is missing where it is."""
+class Listed(NamedTuple):
+    """
+    The partitions of a group.
+
+    `has_members` None: not known; `problem` says why Kafka's side is missing where it is.
+    """
+
+    rows: list[PartitionRow]
+    has_members: bool | None
+    problem: str | None = None
+
+
+class _KafkaSide(NamedTuple):
+    committed: dict[Partition, int | None]
+    ends: dict[Partition, int]
+    has_members: bool | None
+
+
+async def list_partitions(settings: Settings) -> Listed:
+    """Return the partitions of the group."""
     async with opened(settings.database) as database:
         known = await PostgresProgress(database).partitions(settings.kafka.group)
     try:
-        committed, problem = await _committed(settings.kafka, known), None
+        side, problem = await _kafka_side(settings.kafka, known), None
     except BrokerUnavailable as error:
-        committed, problem = {}, f"Kafka is not reachable: {error}"
+        side, problem = _KafkaSide({}, {}, None), f"Kafka is not reachable: {error}"
     rows = [
-        PartitionRow(one, committed.get(Partition(one.topic, one.partition))) for one in known
+        PartitionRow(one, side.committed.get(place), side.ends.get(place))
+        for one in known
+        for place in [Partition(one.topic, one.partition)]
     ]
-    return rows, problem
+    return Listed(rows, side.has_members, problem)
 
 
-async def _committed(
-    options: KafkaOptions, known: list[PartitionProgress]
-) -> dict[Partition, int | None]:
+async def _kafka_side(options: KafkaOptions, known: list[PartitionProgress]) -> _KafkaSide:
     if not known:
-        return {}
+        return _KafkaSide({}, {}, None)
+    places = [Partition(one.topic, one.partition) for one in known]
+    names = tuple(sorted({place.topic for place in places}))
+    # The client would wait for a topic that is gone.
+    found = await Topics(replace(options, topics=names)).describe()
+    there = [
+        place
+        for place in places
+        if place.topic in found and place.number < found[place.topic].partitions
+    ]
     async with KafkaGroup.open(options) as group:
-        places = [Partition(one.topic, one.partition) for one in known]
-        return {place: await group.committed(place) for place in places}
+        committed = {place: await group.committed(place) for place in places}
+        ends = await group.ends(there)
+    return _KafkaSide(committed, ends, await has_members(options))
 
 
 async def resume(settings: Settings, partition: Partition) -> bool:

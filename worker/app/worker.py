@@ -19,8 +19,9 @@ from contextlib import AsyncExitStack, contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
-import stamina
+import stamina.instrumentation
 import structlog
+from stamina.instrumentation import RetryDetails
 
 from worker.adapters.admin_http import AdminServer
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
@@ -208,6 +209,7 @@ async def _open(
 
 
 async def _database(settings: Settings) -> Database:
+    stamina.instrumentation.set_on_retry_hooks([_report_wait])
     patience = stamina.retry_context(
         on=StoreUnavailable,
         attempts=None,
@@ -221,8 +223,15 @@ async def _database(settings: Settings) -> Database:
                 await check_schema(settings.database)
                 return await Database.open(settings.database)
     except StoreUnavailable as error:
-        raise ConfigError(f"PostgreSQL cannot be reached: {error}") from error
+        waited = f"waited for {settings.startup_timeout_seconds:g} s"
+        raise ConfigError(f"{error}; {waited}") from error
     raise AssertionError("unreachable")
+
+
+def _report_wait(details: RetryDetails) -> None:
+    log.warning(
+        "the database is waited for", action="database_waits", error=str(details.caused_by)
+    )
 
 
 async def _check_dimensions(catalog: PostgresCatalog, embedder: Embedder) -> None:
@@ -249,7 +258,7 @@ def _surroundings(
     return Surroundings(
         stop=stop,
         clock=time.monotonic,
-        wall_clock=time.time,  # noqa: TID251 - freshness and versions are others' clocks
+        wall_clock=time.time,  # noqa: TID251 - freshness is by others' clocks
         jitter=random.random,
         offload=offload,
         tracing=telemetry.tracing,

@@ -189,7 +189,8 @@ COMMANDS: tuple[Command | Family, ...] = (
             Command(
                 "skip",
                 "worker.cli.partitions:skip",
-                "Go past records that cannot be read. They are never stored.",
+                "Go past records that cannot be read: they are never stored. "
+                "All workers of the group must be stopped before.",
                 ("embedfleet partitions skip documents/3 --to 5120 --yes",),
             ),
         ),

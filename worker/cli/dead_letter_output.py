@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # they load client libraries, which the help does without
 SHOWN_PROBLEMS = 20
 KEPT_PROBLEMS = 1000
 _HEADER_CHARACTERS = 200
+_NAME_CHARACTERS = 120
+
+# Fates of a letter that is left as it is, whatever is said.
+_NOTHING_DONE = ("unreadable", "refused", "gone", "busy")
 
 _STATES = {
     State.PENDING: "Its worker has not finished with it.",
@@ -46,10 +50,24 @@ def second(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds")
 
 
+def counted(letters: int) -> str:
+    """Return how many letters these are, in words."""
+    return f"{letters} letter" if letters == 1 else f"{letters} letters"
+
+
 def document_of(letter: Letter) -> str | None:
-    """Return what a letter is about, as far as the ledger knows."""
-    parts = (letter.tenant, letter.collection, letter.document_id)
-    return "/".join(part for part in parts if part is not None) or None
+    """Return the document that a letter is about, None where the ledger does not know it."""
+    key = letter.document_key
+    return None if key is None else "/".join(key)
+
+
+def _listed(letter: Letter) -> str | None:
+    """Return the document of a letter, or else the key of its record, for a table."""
+    name = document_of(letter) or _text(letter.key) or None
+    if name is None:
+        return None
+    shown = "".join(sign if sign.isprintable() else "?" for sign in name)
+    return shown if len(shown) <= _NAME_CHARACTERS else f"{shown[:_NAME_CHARACTERS]}..."
 
 
 def show_letters(letters: Sequence[Letter], *, json: bool) -> None:
@@ -60,7 +78,7 @@ def show_letters(letters: Sequence[Letter], *, json: bool) -> None:
     head = ("position", "state", "reason", "document", "version", "replays", "last_seen")
     rows = [
         (
-            *(name_of(letter), letter.state, letter.reason, document_of(letter)),
+            *(name_of(letter), letter.state, letter.reason, _listed(letter)),
             *(letter.version, letter.replays, second(letter.last_seen)),
         )
         for letter in letters
@@ -223,10 +241,11 @@ class Report:
         """Say how it ended; returns the exit code."""
         if json:
             show_json(self._facts())
-        mood = "" if self.really else "would be: "
+        mood = "would be: " if self.letters and not self.really else ""
         say(f"{mood}{self.sentence}")
-        if not self.really and not dry_run:
-            say(f"{self.letters} letters are more than one: say --yes")
+        if not self.really and not dry_run and self.letters:
+            if any(fate not in _NOTHING_DONE for fate in self.fates):
+                say("nothing was sent: say --yes")
             return 1
         return 1 if self.problems else 0
 

@@ -12,6 +12,7 @@ from cyclopts import Parameter, validators
 from schemas.dead_letter import Reason
 from worker.cli.dead_letter_output import (
     Report,
+    counted,
     details,
     explained,
     progress,
@@ -19,7 +20,18 @@ from worker.cli.dead_letter_output import (
     show_letters,
 )
 from worker.cli.output import say, show, show_json, show_table
-from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option, switch
+from worker.cli.parameters import (
+    DEFAULTS,
+    MAX_OFFSET,
+    MAX_PARTITION,
+    Json,
+    WithSettings,
+    Yes,
+    is_number,
+    option,
+    switch,
+    within,
+)
 from worker.config import Settings
 from worker.core.letters import OPEN, Selection, State
 from worker.core.model import Position
@@ -30,14 +42,22 @@ DISCARDABLE = (State.PUBLISHED, State.PARKED, State.REPLAYED)
 Place = Annotated[str, option("TOPIC/PARTITION/OFFSET of the record, as `list` names it.")]
 Places = Annotated[
     tuple[str, ...],
-    option("TOPIC/PARTITION/OFFSET of records, in whatever state.", negative=""),
+    option(
+        "TOPIC/PARTITION/OFFSET of records, in whatever state.",
+        negative="",
+        show_default=False,
+    ),
 ]
 Each = Annotated[bool, switch("--each", "Each letter by itself, not in groups.")]
 Limit = Annotated[int, option("Of letters, with --each.", validator=validators.Number(gte=1))]
 Value = Annotated[bool, switch("--value", "Show the value too: it is the document's text.")]
 By = Annotated[
     tuple[Literal["reason", "tenant", "day"], ...],
-    option("What is counted apart; may be given several times.", negative=""),
+    option(
+        "What is counted apart; may be given several times [default: reason].",
+        negative="",
+        show_default=False,
+    ),
 ]
 Rate = Annotated[float, option("Letters a second at most.", validator=validators.Number(gt=0))]
 MaxReplays = Annotated[
@@ -46,12 +66,20 @@ MaxReplays = Annotated[
 ]
 DryRun = Annotated[bool, switch("--dry-run", "Only say what it would do.")]
 Force = Annotated[
-    bool, switch("--force", "Also what was replayed too often, or killed workers.")
+    bool,
+    switch(
+        "--force", "Also what was replayed too often, killed workers, or has a version to come."
+    ),
+]
+Sure = Annotated[
+    bool,
+    switch("--yes", "Do it; without, only one letter is sent that is named by its position."),
 ]
 ValueFile = Annotated[
     Path | None,
     option(
-        "Send this event instead, under its own key: a JSON file, or - for stdin. One letter."
+        "Send this event instead, under its own key: a JSON file, or - for stdin. One letter.",
+        allow_leading_hyphen=True,
     ),
 ]
 
@@ -107,11 +135,14 @@ def list_all(
 
     chosen = _selection(settings, filters)
     if each:
-        show_letters(asyncio.run(dead_letter_job.letters(settings, chosen, limit)), json=json)
+        found, left = asyncio.run(dead_letter_job.letters(settings, chosen, limit))
+        show_letters(found, json=json)
+        if left:
+            say(f"{left} more: --limit")
         return
-    found = asyncio.run(dead_letter_job.groups(settings, chosen))
+    groups = asyncio.run(dead_letter_job.groups(settings, chosen))
     if json:
-        show_json([one._asdict() for one in found])
+        show_json([one._asdict() for one in groups])
         return
     head = ("letters", "reason", "fingerprint", "tenants", "last_seen", "sample", "detail")
     rows = [
@@ -119,7 +150,7 @@ def list_all(
             *(one.letters, one.reason, one.fingerprint, one.tenants, second(one.last_seen)),
             *(one.sample, one.detail),
         )
-        for one in found
+        for one in groups
     ]
     show_table(head, rows, empty="there are no such dead letters")
 
@@ -175,7 +206,7 @@ def replay(
     force: Force = False,
     dry_run: DryRun = False,
     filters: Filters = NO_FILTERS,
-    yes: Yes = False,
+    yes: Sure = False,
     json: Json = False,
     settings: WithSettings = DEFAULTS,
 ) -> int:
@@ -203,6 +234,9 @@ def replay(
         if not report.fates:
             raise
         raise type(error)(f"{error}; before that: {report.sentence}") from error
+    except KeyboardInterrupt:
+        say(f"interrupted; before that: {report.sentence}")
+        raise
     return report.sum_up(json=json, dry_run=dry_run)
 
 
@@ -226,10 +260,13 @@ def discard(
     count = asyncio.run(dead_letter_job.discard(settings, chosen, really=yes))
     if json:
         show_json({"letters": count, "done": yes})
-    if not yes:
-        say(f"{count} letters would be given up, their versions never stored: say --yes")
+    if not count:
+        say(f"nothing to give up: no such letter is {' or '.join(chosen.states)}")
         return 1
-    say(f"{count} letters are given up: their versions are never stored")
+    if not yes:
+        say(f"{counted(count)} would be given up and never stored: say --yes")
+        return 1
+    say(f"given up: {counted(count)}, never stored")
     return 0
 
 
@@ -237,13 +274,9 @@ def parsed(name: str) -> Position:
     """Return the position that TOPIC/PARTITION/OFFSET names."""
     rest, _, offset = name.rpartition("/")
     topic, _, number = rest.rpartition("/")
-    if not (topic and _is_number(number) and _is_number(offset)):
+    if not (topic and is_number(number) and is_number(offset)):
         raise ConfigError(f"{name!r} is no TOPIC/PARTITION/OFFSET, as in documents/3/5120")
-    return Position(topic, int(number), int(offset))
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return Position(topic, within(number, MAX_PARTITION), within(offset, MAX_OFFSET))
 
 
 def _selection(

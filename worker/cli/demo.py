@@ -1,6 +1,7 @@
 """The command `demo`."""
 
 import asyncio
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -27,5 +28,13 @@ def demo(
     from worker.app.demo import demo as run_demo
     from worker.cli.dead_letter_output import explained
 
+    _end_as_by_an_interrupt(signal.SIGTERM, signal.SIGHUP)
     options = DemoOptions(data_dir=data_dir, keep_running=keep_running, jars=jars, kafka=kafka)
     return asyncio.run(run_demo(options, partial(explained, value=False)))
+
+
+def _end_as_by_an_interrupt(*signals: signal.Signals) -> None:
+    """Let these signals end the command as Ctrl-C does, but for one that is ignored."""
+    for one in signals:
+        if signal.getsignal(one) is not signal.SIG_IGN:
+            signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -6,6 +6,9 @@ from cyclopts import Parameter
 
 from worker.cli.configuration import Sources
 from worker.config import Settings
+from worker.errors import ConfigError
+
+_SHOWN_DIGITS = 40
 
 WithSettings = Annotated[Settings, Parameter(name="*", show=False)]
 """
@@ -32,3 +35,26 @@ def switch(name: str, help_: str) -> Parameter:
 Json = Annotated[bool, switch("--json", "Print JSON, and nothing else, on stdout.")]
 Yes = Annotated[bool, switch("--yes", "Do it; without, only say what it would do.")]
 DEFAULTS = Settings()
+
+MAX_PARTITION = 2**31 - 1
+MAX_OFFSET = 2**63 - 1
+"""What Kafka numbers partitions and offsets with."""
+
+
+def is_number(text: str) -> bool:
+    """Tell whether this is written as a whole number, without a sign."""
+    return text.isascii() and text.isdigit()
+
+
+def within(text: str, most: int) -> int:
+    """
+    Return the number that is written here.
+
+    Raises:
+        ConfigError: it is above `most`.
+    """
+    digits = text.lstrip("0") or "0"
+    # Python refuses to read thousands of digits at all.
+    if len(digits) > len(str(most)) or int(digits) > most:
+        raise ConfigError(f"{digits[:_SHOWN_DIGITS]} is too large: at most {most}")
+    return int(digits)

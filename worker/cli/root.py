@@ -6,6 +6,8 @@ or nobody to reach, 130 after Ctrl-C, 141 when the reader of a pipe has left. A 
 is one sentence on stderr, never a traceback; a defect of ours is a traceback.
 """
 
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -61,10 +63,20 @@ def _code_of(error: BaseException, secrets: Collection[str]) -> int:
         case KeyboardInterrupt():
             return INTERRUPTED
         case BrokenPipeError():
-            # Python flushes stdout once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _give_up_stdout()
             return PIPE_CLOSED
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT) as full:
+            _give_up_stdout()
+            say(f"embedfleet: cannot write: {full.strerror}", secrets=secrets)
+            return FOUND
     raise error
+
+
+def _give_up_stdout() -> None:
+    # Python flushes stdout once more at exit.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _of_group(error: BaseException) -> BaseException:

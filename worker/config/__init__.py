@@ -269,7 +269,7 @@ class IngestOptions:
     ] = "replace"
     version_clock: Annotated[
         VersionClock,
-        about("Versions are times in this unit: one 5 minutes ahead is dead-lettered."),
+        about("Versions are times in this unit: 5 minutes ahead of the record is too far."),
     ] = "none"
     document_timeout_seconds: Annotated[
         float, about("A pass without a new vector for longer is queued again.", gt=0)

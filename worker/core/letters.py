@@ -110,11 +110,24 @@ class Selection:
     until: datetime | None = None
 
 
+_OBJECTIONS: dict[str, str] = {
+    Reason.WORKER_KILLER: (
+        "workers died whenever they were alone with it; only --force sends it to them again"
+    ),
+    Reason.VERSION_IN_FUTURE: (
+        "its version stays ahead of its record, so it is refused again, but where "
+        "ingest.version_clock was changed; only --force sends it"
+    ),
+}
+
+
 def objection(letter: Letter) -> str | None:
-    """Return why a letter is replayed by force only, by its reason; None where it is not."""
-    if letter.reason != Reason.WORKER_KILLER:
-        return None
-    return "workers died whenever they were alone with it; only --force sends it to them again"
+    """
+    Return why a letter is replayed as it is by force only; None where it is not.
+
+    By its reason. With another value than its own nothing is to be said against it.
+    """
+    return _OBJECTIONS.get(letter.reason)
 
 
 def covered(rank: Rank, base: Base) -> bool:

@@ -126,11 +126,18 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What stands in the place of an event where a record could not be decoded."""
+    """
+    What stands in the place of an event where a record could not be decoded, or must not be.
+
+    Names and version are those of an event that could be read, and is refused all the same.
+    """
 
     reason: Reason
     detail: str
     tenant: str = ""
+    collection: str | None = None
+    id: str | None = None
+    version: int | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -3,10 +3,10 @@ One-shot job: send dead letters through the workers again, as far as that can ch
 
 Works from the ledger: what is in the dead-letter topic without a row there is nobody's. A
 letter that a committed row covers is resolved, not sent; one that was replayed too often is
-parked, one that killed workers is refused, unless it is forced; one that still cannot be read
-is left as it is. What is sent goes to the topic, the partition and the key it came with, and
-says where it first stood, so that workers rank it there: it never overtakes what was stored
-since and brings nothing deleted back.
+parked, one that killed workers or whose version is ahead of its record is refused, unless it
+is forced or repaired; one that still cannot be read is left as it is. What is sent goes to the
+topic, the partition and the key it came with, and says where it first stood, so that workers
+rank it there: it never overtakes what was stored since and brings nothing deleted back.
 
 A replay is counted before it is sent, and its letter marked after the acknowledgement, each
 only where the row has not changed meanwhile: it may break off anywhere, and be done again.
@@ -101,8 +101,9 @@ class ReplayOptions:
     """
     How letters are replayed.
 
-    With `force` also those that were replayed `max_replays` times, and those that killed
-    workers. `repaired` stands in the place of the value of the one letter there is.
+    With `force` also those that were replayed `max_replays` times, and those that would fail
+    again by their reason (`objection`). `repaired` stands in the place of the value of the one
+    letter there is.
     """
 
     limits: Limits
@@ -166,13 +167,17 @@ class Replay:
                 ends.append(Ended(letter, Fate.BUSY, why))
             elif letter.place in superseded:
                 ends.append(await self._resolve(letter))
-            elif (problem := objection(letter)) and not self._options.force:
+            elif (problem := self._objection(letter)) is not None:
                 ends.append(Ended(letter, Fate.REFUSED, problem))
             elif letter.replays >= self._options.max_replays and not self._options.force:
                 ends.append(await self._park(letter))
             else:
                 left.append(letter)
         return ends
+
+    def _objection(self, letter: Letter) -> str | None:
+        is_wanted = self._options.force or self._options.repaired is not None
+        return None if is_wanted else objection(letter)
 
     async def _superseded(self, letters: Sequence[Letter]) -> set[Order]:
         if self._options.repaired is not None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
-from worker.errors import WorkerError
+from worker.errors import ConfigError, WorkerError
 
 
 class Status(StrEnum):
@@ -33,13 +33,18 @@ class Finding(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One thing to look at; `hint` is what to do where the call itself fails."""
+    """
+    One thing to look at; `hint` is what to do where the call itself fails.
+
+    `refused_hint` stands in its place where somebody is there and refuses us.
+    """
 
     name: str
     look: Callable[[], Awaitable[Iterable[Finding]]]
     limit_seconds: float
     hint: str = ""
     is_gate: bool = False
+    refused_hint: str = ""
 
 
 async def examine(
@@ -67,7 +72,9 @@ async def _look(check: Check) -> tuple[list[Finding], bool]:
         async with asyncio.timeout(check.limit_seconds):
             return list(await check.look()), True
     except TimeoutError:
-        detail = f"no answer within {check.limit_seconds:g} s"
+        detail, hint = f"no answer within {check.limit_seconds:g} s", check.hint
+    except ConfigError as error:
+        detail, hint = str(error), check.refused_hint or check.hint
     except WorkerError as error:
-        detail = str(error)
-    return [Finding(check.name, Status.FAIL, detail, check.hint)], False
+        detail, hint = str(error), check.hint
+    return [Finding(check.name, Status.FAIL, detail, hint)], False

@@ -50,7 +50,8 @@ async def plan_skip(
     Return what a skip would give up; changes nothing.
 
     Raises:
-        ConfigError: it would not go forward, or beyond the end of the log.
+        ConfigError: it would not go forward, or beyond the end of the log, or the group has
+            members.
     """
     first, end = await offsets.bounds(partition)
     done = await claims.next_offset(group, partition)
@@ -59,6 +60,7 @@ async def plan_skip(
         raise ConfigError(f"{name} ends at offset {end}: nothing to skip up to {to}")
     if done is not None and to <= done:
         raise ConfigError(f"{name} is done up to offset {done} already: --to must be above it")
+    await _try_out(offsets, group, partition, to)
     return Skip(partition, first if done is None else done, to)
 
 
@@ -72,18 +74,25 @@ async def skip(
         ConfigError: the group has members; nothing was changed.
     """
     partition = planned.partition
-    committed = await offsets.committed(partition)
-    if committed is not None and committed < planned.end:
-        try:
-            await offsets.commit({partition: committed})
-        except FencedError as error:
-            raise ConfigError(
-                f"the group {group!r} has members: stop its workers, skip, start them again"
-            ) from error
+    stays_behind = await _try_out(offsets, group, partition, planned.end)
     claim = await claims.claim(group, partition, OWNER)
     await claims.begin(claim, planned.end)
     # Given back at once, or the next owner would take it for a crash.
     await crashes.begin(claim, OWNER, planned.end)
     await crashes.end([claim])
-    if committed is not None and committed < planned.end:
+    if stays_behind:
         await offsets.commit({partition: planned.end})
+
+
+async def _try_out(offsets: GroupOffsets, group: str, partition: Partition, end: int) -> bool:
+    """Tell whether Kafka's offset is below the end, and make sure that it can be raised."""
+    committed = await offsets.committed(partition)
+    if committed is None or committed >= end:
+        return False
+    try:
+        await offsets.commit({partition: committed})
+    except FencedError as error:
+        raise ConfigError(
+            f"the group {group!r} has members: stop its workers, skip, start them again"
+        ) from error
+    return True

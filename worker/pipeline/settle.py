@@ -154,8 +154,11 @@ def _letter(work: Work, outcome: DeadLettered) -> DeadLetter:
     match event:
         case DocumentUpserted() | DocumentDeleted() | Tombstone():
             tenant, collection, document_id = event.tenant, event.collection, event.id
-        case ScopeDeleted() | Rejected():
+        case Rejected():
             tenant = event.tenant or None
+            collection, document_id = event.collection, event.id
+        case ScopeDeleted():
+            tenant = event.tenant
     return DeadLetter(
         record=work.record,
         claim=work.claim,

@@ -119,8 +119,12 @@ class Source(Protocol):
     async def confirm(self) -> tuple[int, frozenset[Partition]]:
         """Return assignment and partitions after a heartbeat that succeeded after this call."""
 
-    def lag(self, partition: Partition) -> int | None:
-        """Return how many offsets are stable and not polled, None while unknown."""
+    def lag(self, partition: Partition, since: int | None = None) -> int | None:
+        """
+        Return how many offsets are stable and not polled, None while unknown.
+
+        With `since` those from that offset on, polled or not.
+        """
 
     async def close(self) -> None:
         """Leave the group; `revoked` is not called. Safe to call twice."""

@@ -76,7 +76,13 @@ INSTRUMENTS: tuple[Instrument, ...] = (
         "in_flight", "{document}", "Documents being worked on; the others of the queue wait."
     ),
     _gauge("active_connections", "{connection}", "Connections in use.", "target"),
-    _gauge("lag", "{record}", "Stable records not polled yet.", "topic", "partition"),
+    _gauge(
+        "lag",
+        "{record}",
+        "Stable records not polled yet; of a held partition, not settled.",
+        "topic",
+        "partition",
+    ),
     _gauge("assigned_partitions", "{partition}", "Partitions that this worker owns."),
     _gauge("paused_partitions", "{partition}", "... of them not polled: sick, or held back."),
     _gauge("breaker_open", "1", "1 while the provider is left alone for a model.", "model"),
