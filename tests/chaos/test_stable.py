@@ -27,7 +27,7 @@ async def run(world, scenario):
 
 async def test_workers_that_are_killed_at_all_places_break_no_promise(make_world):
     def storm(world):
-        return nemesis.kill_storm(world, 9, patience_seconds=PATIENCE_SECONDS)
+        return nemesis.kill_storm(world, 5, patience_seconds=PATIENCE_SECONDS)
 
     await run(make_world(seats=3, poison=0.03), storm)
 
