@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from worker.app.demo_screen import Screen
+from worker.embedded.demo.servers import Servers
 
 LIMIT_SECONDS = 300
 
@@ -132,3 +133,10 @@ def test_a_folder_with_an_earlier_demonstration_is_refused(folder):
     output, _ = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 2, output
     assert "holds the data of an earlier demonstration" in output
+
+
+def test_what_was_stopped_before_it_began_starts_nothing(folder):
+    servers = Servers(folder)
+    servers.stop()
+    servers.start()
+    assert list(folder.iterdir()) == []

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 from worker.embedded.embeddings import EmbeddedEmbeddings
 from worker.embedded.kafka import EmbeddedKafka
@@ -96,6 +96,8 @@ class Servers:
         self.workers: list[EmbeddedWorker] = []
         self._stack = ExitStack()
         self._starting: list[tuple[EmbeddedServer, Thread]] = []
+        self._deciding = Lock()
+        self._is_stopped = False
 
     @property
     def bootstrap_servers(self) -> str:
@@ -130,7 +132,9 @@ class Servers:
         self._start_all(self.workers)
 
     def stop(self) -> None:
-        """End everything that was started, workers first."""
+        """End everything that was started, workers first; nothing is started any more."""
+        with self._deciding:
+            self._is_stopped = True
         for worker in self.workers:
             worker.ask_to_stop()
         self._stack.close()
@@ -150,14 +154,17 @@ class Servers:
             except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
                 errors.append(error)
 
-        for server in servers:
-            self._stack.callback(server.stop)
         starting = [
             (server, Thread(target=start, args=(server,), daemon=True)) for server in servers
         ]
-        self._starting += starting
-        for _, thread in starting:
-            thread.start()
+        # A caller that was interrupted before this goes on in its thread.
+        with self._deciding:
+            if self._is_stopped:
+                return
+            for server, thread in starting:
+                self._stack.callback(server.stop)
+                thread.start()
+            self._starting += starting
         for _, thread in starting:
             thread.join()
         if errors:
