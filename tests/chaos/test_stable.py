@@ -25,13 +25,6 @@ async def run(world, scenario):
     assert [verdict for verdict in verdicts if not verdict.held] == []
 
 
-async def test_workers_that_are_killed_at_all_places_break_no_promise(make_world):
-    def storm(world):
-        return nemesis.kill_storm(world, 5, patience_seconds=PATIENCE_SECONDS)
-
-    await run(make_world(seats=3, poison=0.03), storm)
-
-
 async def test_commits_of_which_nobody_hears_are_found_done(make_world):
     def cut(world):
         return nemesis.unknown_commits(world, 30, patience_seconds=PATIENCE_SECONDS)
