@@ -23,8 +23,8 @@ async def two_topics(world: World) -> list[Verdict]:
     """Publish the versions of every document to two topics, while workers die and come."""
     await world.start_all()
     async with world.load(events_per_second=60):
-        for seat in (*world.seats, *world.seats):
-            await world.fleet.pass_time(3)
+        for seat in world.seats:
+            await world.fleet.pass_time(4)
             await world.fleet.crash(seat.worker)
             await world.fleet.pass_time(2)
             await world.start(seat)

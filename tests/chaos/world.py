@@ -179,13 +179,13 @@ class World:
         process = f"{seat.name}-{len(seat.processes)}"
         if failpoints:
             environment["EMBEDFLEET_FAILPOINTS"] = failpoints
+        links = {
+            "EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS": seat.kafka.address,
+            "EMBEDFLEET_DATABASE_URL": database._replace(netloc=place).geturl(),
+            "EMBEDFLEET_EMBEDDING_URL": f"http://{seat.provider.address}/v1?worker={process}",
+        }
         worker = await self.fleet.start(
-            module=self.module,
-            may_die=True,
-            EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS=seat.kafka.address,
-            EMBEDFLEET_DATABASE_URL=database._replace(netloc=place).geturl(),
-            EMBEDFLEET_EMBEDDING_URL=f"http://{seat.provider.address}/v1?worker={process}",
-            **environment,
+            module=self.module, may_die=True, **(links | environment)
         )
         worker.name = process
         seat.worker = worker
