@@ -81,6 +81,8 @@ class Seat:
     postgres: Link
     provider: Link
     worker: WorkerProcess | None = None
+    group: str | None = None
+    """The group of its workers, if it is not the fleet's."""
     processes: list[WorkerProcess] = field(default_factory=list)
 
     @property
@@ -177,6 +179,8 @@ class World:
         database = urlsplit(self.fleet.database.url)
         place = f"{database.netloc.rpartition('@')[0]}@{seat.postgres.address}"
         process = f"{seat.name}-{len(seat.processes)}"
+        if seat.group is not None:
+            environment["EMBEDFLEET_KAFKA_GROUP"] = seat.group
         if failpoints:
             environment["EMBEDFLEET_FAILPOINTS"] = failpoints
         links = {
@@ -283,7 +287,9 @@ class World:
         taken for what kills them; such dead letters are counted, and are no fault.
         """
         for seat in self.seats:
-            self.witness.workers |= dict.fromkeys(seat.postgres.ports, seat.name)
+            # A worker of another group has no claim of ours to write under.
+            if seat.group is None:
+                self.witness.workers |= dict.fromkeys(seat.postgres.ports, seat.name)
         history = await self.witness.history()
         blamed = history.blame("worker_killer") if blames else 0
         self.report = report = check(history)
