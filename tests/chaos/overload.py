@@ -22,11 +22,11 @@ DOCUMENTS = 6000
 LARGE_BYTES, LONG_BYTES, SMALL_BYTES = 150_000, 40_000, 300
 SHARE_LARGE, SHARE_LONG = 0.2, 0.05
 SLOW_SECONDS = 30
-LATENCY_SECONDS = 1.0
+LATENCY_SECONDS = 1.2
 MIB = 1024 * 1024
 QUEUE_MIB = 16
-MEMORY_MIB = 80 + 32 + 5 * QUEUE_MIB
-"""Of a worker: before any work; vectors; documents as bytes, texts, requests and writes."""
+MEMORY_MIB = 80 + 32 + 3 * QUEUE_MIB
+"""Of a worker: before any work; vectors; documents as bytes, as texts and in requests."""
 CALLBACK_SECONDS = 0.02
 COLLECTIONS = ("articles", "whole")
 _SHOWN = """
@@ -111,7 +111,7 @@ async def _watched(fleet: Fleet, watch: Watch):
 def slow_callbacks(worker: WorkerProcess) -> list[dict]:
     """Those since it has begun to work."""
     lines = worker.lines()
-    begun = next(n for n, line in enumerate(lines) if line.get("action") == "started")
+    begun = next(n for n, line in enumerate(lines) if line.get("action") == "assigned")
     return [line for line in lines[begun:] if line.get("action") == "slow_callback"]
 
 

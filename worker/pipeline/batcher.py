@@ -33,7 +33,12 @@ _LEFT_BEHIND = 100
 
 
 class Call(Generic[In, Out]):
-    """One item, its answer, and the end of the batch that it went with."""
+    """
+    One item, its answer, and the end of the batch that it went with.
+
+    Lets go of its item when that is over: an item may know its call, and the two would keep
+    each other until the next garbage collection.
+    """
 
     __slots__ = ("answer", "batch", "item", "left")
 
@@ -110,6 +115,8 @@ class Batcher(Generic[In, Out]):
         """Take note that nobody waits for a call any more; one that waits is dropped."""
         call.left = True
         self._left += 1
+        if call.batch is None:
+            del call.item
         # Not at each: while all slots are busy for long, whoever comes and goes would leave
         # its items here, and a search for each of them would be quadratic.
         if self._left > max(_LEFT_BEHIND, self.waiting // 2):
@@ -163,6 +170,7 @@ class Batcher(Generic[In, Out]):
         finally:
             for call in calls:
                 call.answer.cancel()
+                del call.item
             ended.set_result(None)
             self.working -= 1
             self._schedule(loop)
