@@ -7,6 +7,7 @@ table is the fold of the log. A failure names its seed, and the seed replays it.
 
 import asyncio
 import os
+from functools import partial
 
 import pytest
 
@@ -19,9 +20,15 @@ from tests.support.universe import (
     upsert,
     with_options,
 )
-from worker.errors import ProviderUnavailable, RejectedInput, StoreUnavailable
+from worker.errors import (
+    BadOutput,
+    ProviderUnavailable,
+    RateLimited,
+    RejectedInput,
+    StoreUnavailable,
+)
 
-SEEDS = int(os.environ.get("EMBEDFLEET_TEST_SEEDS", "300"))
+SEEDS = int(os.environ.get("EMBEDFLEET_TEST_SEEDS", "2000"))
 SHARE = 20
 DOCUMENTS = 6
 SETTINGS = with_options(
@@ -29,6 +36,12 @@ SETTINGS = with_options(
     queue={"max_documents": 30, "max_in_flight": 8},
     embedding={"concurrency": 3, "max_inputs": 4},
     ingest={"document_timeout_seconds": 20},
+)
+PROVIDER_FAULTS = (
+    partial(ProviderUnavailable, status=503),
+    ProviderUnavailable,  # a time-out, or a connection that is lost
+    partial(RateLimited, status=429, retry_after_seconds=2),
+    partial(BadOutput, status=200),
 )
 
 
@@ -44,15 +57,20 @@ class Chaos:
 
     async def fault_of_the_store(self, call, moment):
         await asyncio.sleep(self.random.random() * 0.2)
-        if not self.calm and self.random.random() < 0.05:
+        if self.calm:
+            return
+        if self.random.random() < 0.05:
             raise StoreUnavailable(f"{call} {moment}")
+        if self.random.random() < 0.01:  # beyond the patience of whoever claims meanwhile
+            await asyncio.sleep(self.random.random() * 15)
 
     async def fault_of_the_provider(self, request):
         await asyncio.sleep(self.random.random() * 3)
         if any("poison" in text for text in request.texts):
             raise RejectedInput
         if not self.calm and self.random.random() < 0.15:
-            raise ProviderUnavailable
+            fault = self.random.choice(PROVIDER_FAULTS)
+            raise fault("by chance")
 
     def publish(self, count):
         for _ in range(count):
@@ -109,7 +127,7 @@ async def story(universe):
     chaos.calm = True
     await universe.settled()
     universe.audit.check_end()
-    return universe.audit.checks, sorted(universe.embedder.embedded.items())
+    return asyncio.get_running_loop().trace, sorted(universe.embedder.embedded.items())
 
 
 @pytest.mark.parametrize("share", range(SHARE))

@@ -33,13 +33,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now = 1_000.0
         self._random = random.Random(seed) if seed is not None else None
         self._clock_resolution = 1e-9
-        self.turns = 0
+        self.trace = 0
+        """A digest of when how much was ready: equal only where all has run alike."""
 
     def time(self) -> float:
         return self._now
 
     def _run_once(self) -> None:
-        self.turns += 1
         while self._scheduled and self._scheduled[0]._cancelled:
             heapq.heappop(self._scheduled)._scheduled = False
         if not self._ready and not self._stopping:
@@ -51,6 +51,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self._random.shuffle(ready)
             self._ready.clear()
             self._ready.extend(ready)
+        self.trace = hash((self.trace, self._now, len(self._ready)))
         self._timer_cancelled_count = 0
         super()._run_once()
 
