@@ -207,6 +207,17 @@ class SourceContract:
         got += values_of(await member.take_records(100 - len(got)))
         assert got == [b"%d" % index for index in range(100)]
 
+    async def test_a_topic_that_is_created_again_has_another_id(self, make_world):
+        world = await make_world()
+        member = await world.join()
+        before = await member.source.topic_ids()
+        assert list(before) == [world.topic]
+        assert await member.source.topic_ids() == before
+        await world.create_again()
+        after = await member.source.topic_ids()
+        assert list(after) == [world.topic]
+        assert after != before
+
     async def test_committed_is_what_was_committed_last_also_when_it_is_lower(self, make_world):
         world = await make_world(partitions=2)
         member = await world.join()

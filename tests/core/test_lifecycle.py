@@ -4,6 +4,7 @@ import doctest
 from dataclasses import dataclass, field
 from itertools import product
 from typing import get_args
+from uuid import UUID
 
 import pytest
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ from worker.core.lifecycle import (
     Start,
     decide_start,
     landmark,
+    other_topic,
 )
 from worker.core.model import (
     Claim,
@@ -506,7 +508,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def the_landmark_is_a_record_below_it_that_was_settled(self) -> None:
-        next_offset, mark = self.life.progress
+        next_offset, mark, _ = self.life.progress
         if mark is not None and mark != self.tenure.claim.landmark:
             assert mark.offset < next_offset
             assert mark.offset in self.tenure.completed
@@ -519,3 +521,16 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
+
+
+def test_another_topic_of_the_same_name_halts_in_words_that_name_both():
+    halt = other_topic(UUID(int=1), UUID(int=2))
+    assert str(UUID(int=1)) in halt.problem
+    assert str(UUID(int=2)) in halt.problem
+
+
+@pytest.mark.parametrize(
+    ("known", "seen"), [(UUID(int=1), UUID(int=1)), (None, UUID(int=1)), (UUID(int=1), None)]
+)
+def test_the_same_topic_or_one_that_nobody_knows_halts_nothing(known, seen):
+    assert other_topic(known, seen) is None

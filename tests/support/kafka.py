@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import for_code
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from tests.support.servers import local_image, open_folder
 from worker.embedded.kafka import EmbeddedKafka
@@ -109,6 +109,17 @@ class Topics:
         """Delete a topic before the end of the test."""
         self.made.remove(name)
         await self.admin.delete_topics([name])
+
+    async def create_again(self, name: str, partitions: int = 1) -> None:
+        """Delete a topic that somebody else made, and create it under the same name."""
+        await self.admin.delete_topics([name])
+        while True:  # its name is free once the broker has removed it, in its own time
+            try:
+                await self.create(name=name, partitions=partitions)
+            except TopicAlreadyExistsError:
+                continue
+            self.made.remove(name)
+            return
 
     async def _wait_for_leaders(self, name: str, partitions: int) -> None:
         while True:
