@@ -25,6 +25,7 @@ from tests.chaos.proxy import Commits, Link
 from tests.chaos.witness import Witness
 from tests.support import provider
 from tests.support.fleet import Fleet, WorkerProcess
+from tests.support.kafka_cluster import KafkaCluster
 from tests.support.verdicts import Verdict
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
@@ -71,12 +72,27 @@ class ProxiedKafka(EmbeddedKafka):
         return Link((host, int(port)), port=self.front[seat].number, name="Kafka")
 
 
+class Direct:
+    """Stands for the link of a seat that talks to the brokers themselves."""
+
+    name = "Kafka"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        pass
+
+
 @dataclass(eq=False)
 class Seat:
     """Where one worker process after the other runs, behind the same links."""
 
     name: str
-    kafka: Link
+    kafka: Link | Direct
     postgres: Link
     provider: Link
     worker: WorkerProcess | None = None
@@ -92,7 +108,7 @@ class World:
     """Everything a scenario needs."""
 
     fleet: Fleet
-    kafka: ProxiedKafka
+    kafka: ProxiedKafka | KafkaCluster
     seed: int
     seat_count: int = SEATS
     poison: float = 0.01
@@ -151,13 +167,18 @@ class World:
         database = urlsplit(self.fleet.database.url)
         answering = urlsplit(self.fleet.provider.url)
         links = (
-            self.kafka.link(number),
+            self._to_kafka(number),
             Link((database.hostname, database.port), name="PostgreSQL", watch=Commits),
             Link((answering.hostname, answering.port), name="provider"),
         )
         for link in links:
             await self._stack.enter_async_context(link)
         return Seat(f"seat{number}", *links)
+
+    def _to_kafka(self, number: int) -> Link | Direct:
+        if isinstance(self.kafka, KafkaCluster):
+            return Direct(self.kafka.bootstrap_servers)
+        return self.kafka.link(number)
 
     def _answer(self, call: provider.Call) -> provider.Reply | None:
         self.asked[call.request.query["worker"]].update(call.texts)
