@@ -1,0 +1,141 @@
+"""
+A worker that tells how long it waits for others: `python -m tests.chaos.timed run`.
+
+Everything it does with the provider, the database and the brokers has a limit of its own in the
+settings. Whenever a kind of operation has come closer to its limit, or further beyond it, than
+ever before, a line of the log says so; `overruns` reads them.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import structlog
+from asyncpg import Connection
+from asyncpg.pool import Pool
+
+from tests.support.fleet import WorkerProcess
+from tests.support.verdicts import Verdict
+from worker.adapters import kafka_dead_letters
+from worker.adapters.http_embedder import HttpEmbedder
+from worker.adapters.kafka_dead_letters import KafkaDeadLetters
+from worker.adapters.kafka_source import KafkaSource
+from worker.cli.root import main as run
+
+SLACK_SECONDS = 1.0
+ACTION = "waited"
+
+log = structlog.get_logger(__name__)
+
+Limit = Callable[..., float | None]
+"""Of a method, by its own arguments; None: of this call there is none."""
+
+
+def _of_a_request(embedder: HttpEmbedder, *_) -> float:
+    return embedder._options.timeout_seconds
+
+
+def _of_a_statement(connection: Connection, *_, **__) -> float | None:
+    # A migration, which a worker asks for at its start, may take as long as it takes.
+    return connection._config.command_timeout
+
+
+def _of_a_free_connection(_pool: Pool, timeout: float) -> float:
+    return timeout
+
+
+def _of_a_group_request(source: KafkaSource, *_) -> float:
+    return source._limit_seconds
+
+
+def _of_a_letter(*_) -> float:
+    return kafka_dead_letters._PUBLISH_SECONDS
+
+
+LIMITS: dict[tuple[type, tuple[str, ...]], Limit] = {
+    (HttpEmbedder, ("_attempt",)): _of_a_request,
+    (Connection, ("execute", "executemany", "fetch", "fetchrow", "fetchval")): _of_a_statement,
+    (Pool, ("_acquire",)): _of_a_free_connection,
+    (KafkaSource, ("committed", "bounds", "landmark", "batch", "commit", "confirm")): (
+        _of_a_group_request
+    ),
+    (KafkaDeadLetters, ("publish",)): _of_a_letter,
+}
+
+
+@dataclass
+class Wait:
+    """The wait of one kind of operation that came closest to its limit, or furthest beyond."""
+
+    operation: str
+    seconds: float
+    limit: float
+
+    @property
+    def excess(self) -> float:
+        return self.seconds - self.limit
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.seconds:.1f} of {self.limit:g} s"
+
+
+def watch(owner: type, name: str, limit: Limit) -> None:
+    """Time every call of a method from now on."""
+    call = getattr(owner, name)
+    operation = f"{owner.__name__}.{name}"
+    worst: Wait | None = None
+
+    @functools.wraps(call)
+    async def timed(*args: Any, **more: Any) -> Any:
+        nonlocal worst
+        began = monotonic()
+        try:
+            return await call(*args, **more)
+        finally:
+            own = limit(*args, **more)
+            if own is not None:
+                worst = _noted(Wait(operation, monotonic() - began, own), worst)
+
+    setattr(owner, name, timed)
+
+
+def _noted(wait: Wait, worst: Wait | None) -> Wait:
+    if worst is not None and wait.excess <= worst.excess:
+        return worst
+    log.info("waited", action=ACTION, **vars(wait))
+    return wait
+
+
+def overruns(workers: Iterable[WorkerProcess]) -> list[Verdict]:
+    """Judge what these workers have waited for."""
+    waits = [
+        Wait(line["operation"], line["seconds"], line["limit"])
+        for worker in workers
+        for line in worker.lines()
+        if line.get("action") == ACTION
+    ]
+    latest = max(waits, key=lambda wait: wait.excess, default=None)
+    reached = {wait.operation for wait in waits if wait.excess > -0.1}
+    kinds = {operation.partition(".")[0] for operation in reached}
+    return [
+        Verdict(
+            f"no operation waits beyond its own deadline + {SLACK_SECONDS:g} s",
+            f"at most {latest}",
+            latest is not None and latest.excess <= SLACK_SECONDS,
+        ),
+        Verdict(
+            "tested: deadlines of the provider, the database and the broker are reached",
+            ", ".join(sorted(reached)),
+            {"HttpEmbedder", "Connection", "KafkaSource"} <= kinds,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    for (owner, names), limit in LIMITS.items():
+        for name in names:
+            watch(owner, name, limit)
+    sys.exit(run())
