@@ -118,7 +118,7 @@ async def network(world: World, seconds: float = FAULT_SECONDS) -> list[Verdict]
             await _shared_again(world)
     return await _end(
         world,
-        *overruns(world.fleet.workers),
+        *overruns(world.fleet.workers, seconds),
         *(
             verdict
             for link in links

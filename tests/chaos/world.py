@@ -10,6 +10,7 @@ import asyncio
 import random
 import signal
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,7 @@ class World:
     poison: float = 0.01
     module: str = "worker"
     """What runs as a worker."""
+    timers: Mapping[str, str] = field(default_factory=TIMERS.copy)
     seats: list[Seat] = field(default_factory=list)
     asked: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """The texts that each process has asked the provider for."""
@@ -123,7 +125,7 @@ class World:
         self._stack = AsyncExitStack()
         self.chance = random.Random(self.seed)
         await self._stack.enter_async_context(self.fleet)
-        self.fleet.environment |= TIMERS
+        self.fleet.environment |= self.timers
         self.fleet.provider.latency_seconds = 0.02
         self.fleet.provider.script = self._answer
         await self._create_collections()
