@@ -117,7 +117,8 @@ FAULTS: tuple[Fault, ...] = (
 
 async def soak(world: World, seconds: float) -> list[Verdict]:
     """Rotate random faults for so long, and see what is left of them."""
-    await world.start_all(EMBEDFLEET_DATABASE_POOL_INACTIVE_SECONDS=f"{IDLE_SECONDS}")
+    world.fleet.environment["EMBEDFLEET_DATABASE_POOL_INACTIVE_SECONDS"] = f"{IDLE_SECONDS}"
+    await world.start_all()
     spared = world.seats[0].worker
     async with world.load():
         await world.fleet.pass_time(PERIOD_SECONDS[0])
