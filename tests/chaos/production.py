@@ -1,6 +1,7 @@
 """One of each fault that a worker may suffer, under the timers that users have."""
 
 import signal
+from collections import Counter
 from dataclasses import fields
 from time import monotonic
 
@@ -34,14 +35,16 @@ async def production(world: World) -> list[Verdict]:
         frozen = await _taken_over(world, second, signal.SIGSTOP)
         second.worker.signal(signal.SIGCONT)
         await world.shared(PATIENCE_SECONDS)
-        bought_before = world.bought_again()
+        before = Counter(world.fleet.provider.embedded)
         drains = [await _restarted(world, seat) for seat in world.seats]
     converged = await settle(world)
     left = await leave(world)
-    again = world.bought_again() - bought_before
+    judged = await world.judge()
+    embedded = world.fleet.provider.embedded
+    again = {text for text in world.bought_again() if embedded[text] > max(1, before[text])}
     limit = SESSION_SECONDS + SLACK_SECONDS
     return [
-        *await world.judge(),
+        *judged,
         converged,
         left,
         Verdict(

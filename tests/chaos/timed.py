@@ -3,13 +3,15 @@ A worker that tells how long it waits for others: `python -m tests.chaos.timed r
 
 Everything it does with the provider, the database and the brokers has a limit of its own in the
 settings. Whenever a kind of operation has come closer to its limit, or further beyond it, than
-ever before, a line of the log says so; `overruns` reads them. `/state` tells its tasks as well.
+ever before, a line of the log says so; `overruns` reads them. `/state` tells its tasks as well,
+and the log every work that was begun and not ended (`unfinished`).
 """
 
 import asyncio
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -26,10 +28,15 @@ from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
 from worker.app.observation import Observation
 from worker.cli.root import main as run
+from worker.core.model import Work
+from worker.pipeline.dispatch import Dispatch
+from worker.pipeline.settle import Settle
 
 SLACK_SECONDS = 1.0
 ACTION = "waited"
 TASKS = "asyncio_tasks"
+UNFINISHED = "unfinished"
+_carried: ContextVar[Work | None] = ContextVar("carried", default=None)
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +129,27 @@ def count_tasks() -> None:
     Observation.state = counted
 
 
+def tell_unfinished() -> None:
+    """Log where the record of each work stands that is left to the next owner, once begun."""
+    carry, released = Dispatch._carry, Settle.released
+
+    async def carried(self: Dispatch, work: Work) -> None:
+        _carried.set(work)  # of this task alone
+        await carry(self, work)
+
+    def told(self: Settle, work: Work) -> None:
+        if work is _carried.get():
+            log.info("left unfinished", action=UNFINISHED, place=list(work.position))
+        released(self, work)
+
+    Dispatch._carry, Settle.released = carried, told
+
+
+def unfinished(worker: WorkerProcess) -> set[tuple[str, int, int]]:
+    """Where the records stand whose works a worker has begun, and left to the next owner."""
+    return {tuple(line["place"]) for line in worker.lines() if line.get("action") == UNFINISHED}
+
+
 def overruns(workers: Iterable[WorkerProcess], fault_seconds: float) -> list[Verdict]:
     """Judge what these workers have waited for, in faults of that length."""
     waits = [
@@ -156,4 +184,5 @@ if __name__ == "__main__":
         for name in names:
             watch(owner, name, limit)
     count_tasks()
+    tell_unfinished()
     sys.exit(run())

@@ -20,9 +20,20 @@ from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from tests.chaos.history import History
 from tests.chaos.load import REFUSED, Load, Publisher
-from tests.chaos.oracle import CHUNKING, DIMENSIONS, Report, check
+from tests.chaos.oracle import (
+    CHUNKING,
+    DIMENSIONS,
+    Report,
+    check,
+    chunks_of,
+    event_of,
+    is_readable,
+    purchases,
+)
 from tests.chaos.proxy import Commits, Link
+from tests.chaos.timed import unfinished
 from tests.chaos.witness import Witness
 from tests.support import provider
 from tests.support.fleet import Fleet, WorkerProcess
@@ -120,6 +131,7 @@ class World:
     asked: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """The texts that each process has asked the provider for."""
     report: Report | None = None
+    history: History | None = None
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
@@ -309,7 +321,7 @@ class World:
         """
         for seat in self.seats:
             self.witness.workers |= dict.fromkeys(seat.postgres.ports, seat.name)
-        history = await self.witness.history()
+        self.history = history = await self.witness.history()
         blamed = history.blame("worker_killer") if blames else 0
         self.report = report = check(history)
         verdicts = [_verdict(report, claim, names) for claim, names in CLAIMS.items()]
@@ -326,8 +338,21 @@ class World:
         ]
 
     def bought_again(self) -> set[str]:
-        """The texts that were paid for more than once."""
-        return set(self.fleet.embedded_twice())
+        """The texts that were paid for more often than the log asks for; once it is judged."""
+        needed = purchases(self.history)
+        paid = self.fleet.embedded_twice()
+        return {text for text, count in paid.items() if count > needed[text]}
+
+    def left_unfinished(self) -> set[str]:
+        """The texts of records that a worker had begun, and has left to the next owner."""
+        records = {record.order[:3]: record for record in self.history.records}
+        places = {place for worker in self.fleet.workers for place in unfinished(worker)}
+        events = (event_of(records[place]) for place in places if is_readable(records[place]))
+        return {
+            text
+            for event in events
+            for text in chunks_of(event.document.collection, event.text or "")
+        }
 
 
 def _verdict(report: Report, claim: str, names: tuple[str, ...]) -> Verdict:
