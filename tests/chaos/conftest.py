@@ -8,6 +8,7 @@ are written as JSON, too, into `build/chaos`, or where `EMBEDFLEET_TEST_VERDICTS
 import json
 import os
 import secrets
+from contextlib import asynccontextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from tests.chaos.world import ProxiedKafka, World
 from tests.support.fleet import Fleet
 from tests.support.kafka import topics
+from tests.support.kafka_cluster import BROKERS, KafkaCluster
 from tests.support.servers import open_folder
 from tests.support.verdicts import Verdict, lines
 from worker.config import DatabaseOptions, KafkaOptions
@@ -85,23 +87,53 @@ def seed(verdicts) -> int:
     return seed
 
 
+@pytest.fixture(scope="session")
+def kafka_cluster():
+    """Three brokers of our own, of which one may be away."""
+    with open_folder() as folder, KafkaCluster(folder) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 async def make_world(proxied_kafka, own_postgres, group, seed, tmp_path):
     """`make_world(seats=4)`: a world to enter, with everything but its workers."""
-    servers = proxied_kafka.bootstrap_servers
-    async with topics(servers) as made:
+    async with _worlds(proxied_kafka, own_postgres, group, seed, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture
+async def make_clustered_world(kafka_cluster, own_postgres, group, seed, tmp_path):
+    """The same on three brokers, to which the workers talk themselves."""
+    async with _worlds(
+        kafka_cluster, own_postgres, group, seed, tmp_path, replicas=BROKERS
+    ) as make:
+        yield make
+
+
+@asynccontextmanager
+async def _worlds(
+    kafka: ProxiedKafka | KafkaCluster,
+    postgres: EmbeddedPostgres,
+    group: str,
+    seed: int,
+    folder: Path,
+    *,
+    replicas: int = 1,
+):
+    servers = kafka.bootstrap_servers
+    async with topics(servers, replicas) as made:
         topic, letters = await made.create(partitions=12), await made.create()
 
         def make(*, seats: int = 4, **more) -> World:
             fleet = Fleet(
                 kafka=KafkaOptions(bootstrap_servers=servers, group=group),
                 database=DatabaseOptions(
-                    url=own_postgres.url, schema=group.replace("-", "_"), pool_min=1
+                    url=postgres.url, schema=group.replace("-", "_"), pool_min=1
                 ),
                 topic=topic,
                 dead_letter_topic=letters,
-                folder=tmp_path,
+                folder=folder,
             )
-            return World(fleet, proxied_kafka, seed, seat_count=seats, **more)
+            return World(fleet, kafka, seed, seat_count=seats, **more)
 
         yield make

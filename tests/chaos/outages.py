@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 
 from tests.chaos.nemesis import leave, settle, tested
 from tests.chaos.proxy import DOWN, UP, Link
+from tests.chaos.timed import overruns
 from tests.chaos.world import World
 from tests.support.kafka_own import frozen, usable
 from tests.support.verdicts import Verdict
@@ -117,6 +118,7 @@ async def network(world: World, seconds: float = FAULT_SECONDS) -> list[Verdict]
             await _shared_again(world)
     return await _end(
         world,
+        *overruns(world.fleet.workers, seconds),
         *(
             verdict
             for link in links

@@ -83,6 +83,7 @@ class Topics:
     """Topics made for one test, and deleted after it."""
 
     admin: AIOKafkaAdminClient
+    replicas: int = 1
     made: list[str] = field(default_factory=list)
 
     async def create(
@@ -96,7 +97,7 @@ class Topics:
         name = name or f"topic-{uuid4().hex[:12]}"
         # Many records of tests are of 1970: retention would remove them 30 s after the start.
         settings = {"retention.ms": "-1"} | dict(config or {})
-        topic = NewTopic(name, partitions, 1, topic_configs=settings)
+        topic = NewTopic(name, partitions, self.replicas, topic_configs=settings)
         answer = await self.admin.create_topics([topic])
         for _, code, message in answer.topic_errors:
             if code:
@@ -131,12 +132,12 @@ class Topics:
 
 
 @asynccontextmanager
-async def topics(bootstrap_servers: str) -> AsyncIterator[Topics]:
+async def topics(bootstrap_servers: str, replicas: int = 1) -> AsyncIterator[Topics]:
     """Connect an admin client for one test."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()
     try:
-        made = Topics(admin)
+        made = Topics(admin, replicas)
         yield made
         if made.made:
             await admin.delete_topics(made.made)
