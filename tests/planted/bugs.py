@@ -21,6 +21,7 @@ from worker.adapters import (
     pg_statements,
     pgvector_store,
 )
+from worker.adapters.http_embedder import HttpEmbedder
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_flow import Flow
 from worker.adapters.kafka_source import KafkaSource
@@ -39,6 +40,7 @@ from worker.errors import BrokerUnavailable, StoreUnavailable
 from worker.pipeline import partitions, prepare
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.partitions import Partitions
+from worker.pipeline.refusals import Refusals
 from worker.pipeline.settle import Settle
 
 # ---- what is committed ----
@@ -273,6 +275,8 @@ def settles_equal_text_at_the_old_version(patch):
 
 def ranks_a_replay_where_it_stands_now(patch):
     patch.setattr(prepare, "_rank_by_origin", lambda _work, _base: None)
+    # Else what is known of refused texts would end it before its rank is asked for.
+    patch.setattr(Refusals, "asks_again", lambda _self, work: work.claimed_origin is not None)
 
 
 def keeps_the_version_under_a_delete_without_one(patch):
@@ -359,6 +363,15 @@ def takes_answers_by_their_position(patch):
     patch.setattr(embedding_wire, "_ordered", by_position)
 
 
+def takes_answers_in_another_order(patch):
+    embed = HttpEmbedder.embed
+
+    async def reversed_answers(self, request):
+        return (await embed(self, request))[::-1]
+
+    patch.setattr(HttpEmbedder, "embed", reversed_answers)
+
+
 def lets_everybody_probe(patch):
     admit, wait_seconds = Gate.admit, Gate.wait_seconds
 
@@ -390,8 +403,12 @@ def does_not_wait_until_a_dead_letter_is_there(patch):
         with suppress(BrokerUnavailable):
             await publish(self, letter, recorded)
 
+    async def send_and_forget(self, *what, **headers):
+        sent = await self.send(*what, **headers)
+        sent.add_done_callback(lambda end: end.cancelled() or end.exception())
+
     patch.setattr(MemoryDeadLetters, "publish", publish_unseen)
-    patch.setattr(AIOKafkaProducer, "send_and_wait", AIOKafkaProducer.send)
+    patch.setattr(AIOKafkaProducer, "send_and_wait", send_and_forget)
 
 
 def forgets_to_publish_dead_letters(patch):

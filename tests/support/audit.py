@@ -94,12 +94,12 @@ class Audit:
         if self._broken is not None:
             raise self._broken
         try:
+            self._whatever_is_carried_is_in_flight()
             self._no_row_goes_back()
             self._everything_told_is_covered()
             self._chunks_are_those_of_the_row()
             self._kafka_is_not_ahead()
             self._letters_are_published_and_deserved()
-            self._whatever_is_carried_is_in_flight()
         except Broken as broken:
             self._broken = broken
             raise
