@@ -160,8 +160,9 @@ def test_no_fault_breaks_a_promise(share):
             raise
 
 
-def test_a_seed_replays():
-    first, second = (live(story, seed=7, settings=SETTINGS) for _ in range(2))
+@pytest.mark.parametrize("seed", range(40))
+def test_a_seed_replays(seed):
+    first, second = (live(story, seed=seed, settings=SETTINGS) for _ in range(2))
     assert first == second
 
 

@@ -29,8 +29,8 @@ A harness that finds nothing has to find what is planted. R1 to R20 are bugs tha
 data in other projects, C0 to C12 the counterexamples of the protocol: {len(TABLE)} rows,
 {found} bugs, as R12 and C0 are one. `bugs.py` breaks a line or so of the worker each.
 `test_planted.py` asserts that each run turns red by its sign (the name of an anomaly of
-`tests/support/audit.py`, or the line of a test that does not hold), and that the runs in
-memory are green without a bug. Those on real servers are ordinary tests, green without one.
+`tests/support/audit.py`, or the line of a test that does not hold), and that without a bug
+each is green.
 
 This page is made from `table.py` by `make schemas`.
 

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 from tests.adapters import test_http_embedder
 from tests.conftest import CreateTopic
 from tests.pipeline import test_simulation
@@ -40,7 +38,6 @@ class Servers(NamedTuple):
     kafka: KafkaOptions
     database: DatabaseOptions
     create_topic: CreateTopic
-    patch: pytest.MonkeyPatch
 
 
 class Run(NamedTuple):
@@ -140,10 +137,10 @@ def on_kafka(check: Callable[..., Any], *contract: type) -> Run:
 
 
 def on_a_topic(check: Callable[..., Any]) -> Run:
-    """A check that makes a topic of its own, and shortens a time."""
+    """A check that makes a topic of its own."""
 
     async def on_servers(servers: Servers) -> None:
-        await check(servers.kafka, servers.create_topic, servers.patch)
+        await check(servers.kafka, servers.create_topic)
 
     return Run(_where(check), on_servers, real=True)
 
