@@ -23,8 +23,9 @@ $(CACHE)/uv/bin/uv:
 demo: .venv/installed  ## Run the main job on embedded Kafka, PostgreSQL and embeddings.
 	.venv/bin/embedfleet demo
 
-test: .venv/installed lint  ## Check everything and run the tests.
-	$(PYTHON) -m pytest
+# A file's tests share servers, and run in one process.
+test: .venv/installed lint  ## Check everything and run the tests, on all cores (4 at most).
+	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed  ## Format check, ruff, mypy, import contracts.
 	.venv/bin/ruff format --check .

@@ -8,6 +8,7 @@ are written as JSON, too, into `build/chaos`, or where `EMBEDFLEET_TEST_VERDICTS
 import json
 import os
 import secrets
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,28 +21,32 @@ from tests.support.verdicts import Verdict, lines
 from worker.config import DatabaseOptions, KafkaOptions
 from worker.embedded.postgres import EmbeddedPostgres
 
-RUNS = pytest.StashKey[dict[str, list[Verdict]]]()
+VERDICTS = "verdicts"
 FOLDER = Path(os.environ.get("EMBEDFLEET_TEST_VERDICTS", "build/chaos"))
 
 
-def pytest_configure(config):
-    config.stash[RUNS] = {}
+def pytest_terminal_summary(terminalreporter):
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        found = dict(getattr(report, "user_properties", ())).get(VERDICTS)
+        if found is not None and report.when == "teardown":
+            _tell(terminalreporter, report.head_line, found)
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    for name, verdicts in config.stash[RUNS].items():
-        terminalreporter.section(name, sep="-")
-        for line in lines(verdicts):
-            terminalreporter.write_line(line)
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        found = [verdict._asdict() for verdict in verdicts]
-        (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1))
+def _tell(terminal, name, found):
+    terminal.section(name, sep="-")
+    for line in lines([Verdict(**verdict) for verdict in found]):
+        terminal.write_line(line)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1))
 
 
 @pytest.fixture
-def verdicts(request) -> list[Verdict]:
+def verdicts(request):
     """The verdicts of this run: printed at the end, whatever they are; all must hold."""
-    return request.config.stash[RUNS].setdefault(request.node.name, [])
+    verdicts: list[Verdict] = []
+    yield verdicts
+    found = [verdict._asdict() for verdict in verdicts]
+    request.node.user_properties.append((VERDICTS, found))
 
 
 @pytest.fixture
