@@ -242,6 +242,16 @@ class SourceContract:
         assert await first.source.committed(mine) == 4
         assert await first.source.committed(other) is None
 
+    async def test_what_was_polled_is_not_committed_by_itself(self, make_world):
+        """Neither meanwhile, nor by leaving: only what was told is done."""
+        world = await make_world()
+        await world.append_many(3)
+        member = await world.join(begin_at=0)
+        await member.take_records(3)
+        await member.source.close()
+        successor = await world.join()
+        assert await successor.source.committed(world.partition()) is None
+
     async def test_a_commit_inside_revoked_arrives(self, make_world):
         world = await make_world()
 
