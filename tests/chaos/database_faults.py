@@ -43,7 +43,7 @@ for each row execute function write_to_disk()
 
 
 async def disk_full(world: World) -> list[Verdict]:
-    """Let all writes, then half of the writes fail with 53100; a worker is replaced meanwhile."""
+    """Let all writes, then half of them fail with 53100; a worker is replaced meanwhile."""
     sql = world.fleet.sql
     await sql.execute(_DISK)
     for row in await sql.fetch(_TABLES):
