@@ -30,6 +30,7 @@ NAMES = (
     "after_commit",  # rows are committed, nobody knows it yet
     "before_kafka_commit",  # `next_offset` is in the table, Kafka has not been told
     "in_rebalance",  # drained, the last commit still to come
+    "before_claim",  # the partition is assigned, the claim is about to be taken
     "after_claim",  # the claim is taken, the start is not decided
     "in_dead_letter",  # the ledger has it, the topic does not
     "after_dead_letter",  # the topic has it, the ledger does not know

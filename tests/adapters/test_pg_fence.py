@@ -1,7 +1,7 @@
 """The fence on a real server: locks between claims and writers, restores, lost answers."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import asyncpg
@@ -97,6 +97,50 @@ async def test_a_claim_ends_frozen_writers_of_our_own(impatient: PostgresWorld) 
         await claim_over_frozen_writers(impatient, 3)
     assert impatient.claims.blockers_ended == 3
     assert (await impatient.claim()).epoch == 3
+
+
+@asynccontextmanager
+async def stuck_in_a_copy(options: DatabaseOptions):
+    """A job of our own role that holds all claims, and copies rows that nobody sends."""
+
+    async def nothing():
+        await asyncio.Event().wait()
+        yield b""
+
+    settings = {"search_path": options.schema, "application_name": APPLICATION_NAME}
+    job = await asyncpg.connect(options.url, server_settings=settings)
+    await job.execute("create temp table copied (text text)")
+    await job.execute("begin; select from partition_claim for share")
+    copying = asyncio.get_running_loop().create_task(
+        job.copy_to_table("copied", source=nothing())
+    )
+    try:
+        yield job
+    finally:
+        copying.cancel()
+        job.terminate()
+        await asyncio.wait({copying})
+        if not copying.cancelled():
+            copying.exception()  # retrieved: the library's, of a connection that is gone
+
+
+async def test_a_job_that_holds_more_claims_than_there_are_connections_is_ended(
+    database: DatabaseOptions,
+) -> None:
+    """No limit of the server ends a COPY whose client sends nothing."""
+    partitions = [Partition("documents", number) for number in range(6)]
+    options = replace(database, lock_timeout_seconds=2, pool_max=4)
+    async with postgres_world(options) as world:
+        for partition in partitions:
+            await world.claim(partition)
+        async with (
+            stuck_in_a_copy(options),
+            asyncio.timeout(options.lock_timeout_seconds),
+            asyncio.TaskGroup() as tasks,
+        ):
+            claims = [tasks.create_task(world.claim(partition)) for partition in partitions]
+        assert [claim.result().epoch for claim in claims] == [2] * len(partitions)
+        assert world.claims.blockers_ended >= 1
 
 
 async def test_a_claim_leaves_alone_who_is_not_a_worker(impatient: PostgresWorld) -> None:

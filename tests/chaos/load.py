@@ -13,7 +13,7 @@ blocks of a document a version changes one, and a delete ends all.
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -148,9 +148,9 @@ def partition_of(key: bytes, partitions: int) -> int:
 class Publisher:
     """Publishes a load, and counts what became of it; `async with` opens and closes it."""
 
-    def __init__(self, bootstrap_servers: str, topic: str, load: Load) -> None:
+    def __init__(self, bootstrap_servers: str, topics: Sequence[str], load: Load) -> None:
         self._servers = bootstrap_servers
-        self._topic = topic
+        self._topics = topics
         self._events = iter(load)
         self._chance = load.chance
         self.partitions = PARTITIONS
@@ -163,7 +163,7 @@ class Publisher:
         self._stack = AsyncExitStack()
         self._plain = [await self._producer(codec) for codec in CODECS]
         self._transactional = await self._producer(
-            "lz4", transactional_id=f"{self._topic}-load", transaction_timeout_ms=60_000
+            "lz4", transactional_id=f"{self._topics[0]}-load", transaction_timeout_ms=60_000
         )
         return self
 
@@ -209,10 +209,14 @@ class Publisher:
             await self._transactional.commit_transaction()
             self.acknowledged += len(events)
 
+    def _topic_of(self, event: Event) -> str:
+        """One event, however often it comes, has one topic; the events of a key have all."""
+        return self._topics[crc32(event.value or event.key) % len(self._topics)]
+
     async def _send(self, producer: AIOKafkaProducer, events: list[Event]) -> None:
         sent = [
             await producer.send(
-                self._topic,
+                self._topic_of(event),
                 event.value,
                 key=event.key,
                 partition=partition_of(event.key, self.partitions),

@@ -7,7 +7,6 @@ given up all that wait by its end.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,13 +106,6 @@ class Silent:
         watch.answer = None
 
 
-async def metric(worker, name: str) -> float:
-    """The sum of all series of a counter of a worker."""
-    _, text = await worker.ask("/metrics")
-    found = re.findall(rf"^embedfleet_{name}\S* (\S+)$", text, re.MULTILINE)
-    return sum(map(float, found))
-
-
 @pytest.mark.parametrize(
     "outage", [Refused(), Failing(), Silent()], ids=lambda o: type(o).__name__
 )
@@ -137,11 +129,11 @@ async def test_an_outage_of_a_minute_costs_no_document_anything(fleet, verdicts,
         for worker in workers:
             await worker.logged("breaker")
         opened = time.monotonic()
-        before = [await metric(worker, "provider_requests_total") for worker in workers]
+        before = [await worker.metric("provider_requests_total") for worker in workers]
         await fleet.pass_time(OUTAGE_SECONDS - (opened - began))
-        after = [await metric(worker, "provider_requests_total") for worker in workers]
+        after = [await worker.metric("provider_requests_total") for worker in workers]
         open_seconds = time.monotonic() - opened
-        requeues = sum([await metric(worker, "requeues_total") for worker in workers])
+        requeues = sum([await worker.metric("requeues_total") for worker in workers])
         await outage.end(fleet, watch)
         ended = time.monotonic()
         await fleet.pass_time(BEFORE_SECONDS)

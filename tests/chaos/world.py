@@ -10,7 +10,7 @@ import asyncio
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +127,8 @@ class World:
     module: str = "worker"
     """What runs as a worker."""
     timers: Mapping[str, str] = field(default_factory=TIMERS.copy)
+    late: Callable[[], float] = lambda: 0.0
+    """How many seconds later than ever the next request is answered."""
     seats: list[Seat] = field(default_factory=list)
     asked: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """The texts that each process has asked the provider for."""
@@ -147,7 +149,7 @@ class World:
             self.seats.append(await self._seat(number))
         load = Load(self.seed, poison=self.poison)
         self.publisher = await self._stack.enter_async_context(
-            Publisher(self.fleet.kafka.bootstrap_servers, self.fleet.topic, load)
+            Publisher(self.fleet.kafka.bootstrap_servers, self.fleet.topics, load)
         )
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         watching = self._tasks.create_task(self.witness.run())
@@ -198,7 +200,7 @@ class World:
         self.asked[call.request.query["worker"]].update(call.texts)
         if any(REFUSED in text for text in call.texts):
             return provider.status(400, "no", param="input")
-        return None
+        return provider.late(self.late())
 
     # ---- workers ----
 
@@ -258,12 +260,7 @@ class World:
         total = 0
         for seat in self.seats:
             if seat.worker is not None and seat.worker.process.returncode is None:
-                _, text = await seat.worker.ask("/metrics")
-                total += sum(
-                    float(line.rpartition(" ")[2])
-                    for line in text.splitlines()
-                    if line.startswith("embedfleet_fenced")
-                )
+                total += await seat.worker.metric("fenced")
         return int(total)
 
     # ---- load and end ----

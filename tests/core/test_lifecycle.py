@@ -316,7 +316,8 @@ def test_lives_may_end_while_they_are_walked_through():
     [
         pytest.param(None, None, (0, 9), 0, id="nothing known: the earliest"),
         pytest.param(None, None, (4, 9), 4, id="the earliest that is still there"),
-        pytest.param(5, None, (2, 9), 2, id="this table has seen nothing, whatever Kafka says"),
+        pytest.param(0, None, (0, 9), 0, id="nothing is done, and nothing was"),
+        pytest.param(1, None, (2, 9), 2, id="what was done is not there any more"),
         pytest.param(None, 5, (2, 9), 5, id="Kafka's offset has expired"),
         pytest.param(5, 5, (2, 9), 5, id="they agree"),
         pytest.param(3, 5, (2, 9), 3, id="the smaller: rewound, or not committed yet"),
@@ -338,6 +339,14 @@ def test_kafka_ahead_of_the_table_is_an_alarm_and_nothing_is_skipped(committed):
     start = decide_start(committed, 5, (2, 9))
     assert start.offset == 5
     assert f"committed offset {committed} is ahead of the table's 5" in start.alarm
+
+
+@pytest.mark.parametrize("committed", [3, 9, 99])
+def test_a_table_that_has_seen_nothing_of_what_was_done_is_an_alarm(committed):
+    """Another database than before under the same group, or one that has lost its progress."""
+    start = decide_start(committed, None, (2, 9))
+    assert start.offset == 2
+    assert f"committed offset is {committed}, but this table has seen nothing" in start.alarm
 
 
 @pytest.mark.parametrize(
@@ -362,7 +371,8 @@ def test_where_to_start_is_where_the_checked_protocol_starts():
             expected = committed
         else:
             expected = next_offset
-        ahead = None not in (committed, next_offset) and committed > next_offset
+        # A table that has seen nothing is at 0, where the log begins.
+        ahead = committed is not None and committed > (next_offset or 0)
         assert (start.offset, start.alarm is not None) == (expected, ahead)
 
 

@@ -95,6 +95,17 @@ HEADERS = {
     "milliseconds come first": ({"Retry-After": "20", "Retry-After-Ms": "1500"}, 1.5),
     "... if they can be read": ({"Retry-After": "20", "retry-after-ms": "soon"}, 20),
     "a date": ({"Retry-After": "Sun, 06 Nov 1994 08:50:37 GMT"}, 60),
+    "a date by a clock that is an hour ahead of ours": (
+        {
+            "Date": "Sun, 06 Nov 1994 09:49:37 GMT",
+            "Retry-After": "Sun, 06 Nov 1994 09:50:37 GMT",
+        },
+        60,
+    ),
+    "a date in an answer whose own makes no sense": (
+        {"Date": "today", "Retry-After": "Sun, 06 Nov 1994 08:50:37 GMT"},
+        60,
+    ),
     "a date that has passed": ({"Retry-After": "Sun, 06 Nov 1994 08:00:00 GMT"}, 0),
     "a date as RFC 850 wrote it": ({"Retry-After": "Sunday, 06-Nov-94 08:50:37 GMT"}, 60),
     "a date without a year to count": ({"Retry-After": "Fri, 31 Dec 99999 23:59:59 GMT"}, None),

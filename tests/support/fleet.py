@@ -9,6 +9,7 @@ for a fact of the log, of the topic or of the tables.
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -95,6 +96,12 @@ class WorkerProcess:
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             return answer.status, await answer.text()
 
+    async def metric(self, name: str) -> float:
+        """The sum of all series of a counter; where metrics are on."""
+        _, text = await self.ask("/metrics")
+        found = re.findall(rf"^embedfleet_{name}\S* (\S+)$", text, re.MULTILINE)
+        return sum(map(float, found))
+
     async def state(self) -> dict:
         """What `/state` says now."""
         status, body = await self.ask("/state")
@@ -131,7 +138,13 @@ class Fleet:
     provider: Provider = field(default_factory=lambda: Provider(dimensions=DIMENSIONS))
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[WorkerProcess] = field(default_factory=list)
+    more_topics: tuple[str, ...] = ()
     _numbers: Iterator[int] = field(default_factory=count)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """All topics of documents."""
+        return self.topic, *self.more_topics
 
     async def __aenter__(self):
         await self.provider.__aenter__()
@@ -175,7 +188,11 @@ class Fleet:
         )
 
     async def create_collection(
-        self, name: str, dimensions: int = DIMENSIONS, storage: str = "vector"
+        self,
+        name: str,
+        dimensions: int = DIMENSIONS,
+        storage: str = "vector",
+        chunking: tuple[str, int] = ("text", 400),
     ) -> None:
         pool = await Database.open(self.database)
         collection = Collection(
@@ -185,7 +202,7 @@ class Fleet:
             dimensions=dimensions,
             storage=storage,
             metric="cosine",
-            chunking=ChunkingOptions("text", 400),
+            chunking=ChunkingOptions(*chunking),
         )
         await PostgresCatalog(pool).create(collection, index=False)
         await pool.close()
@@ -226,7 +243,7 @@ class Fleet:
         return {
             "EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
             "EMBEDFLEET_KAFKA_GROUP": self.kafka.group,
-            "EMBEDFLEET_KAFKA_TOPICS": self.topic,
+            "EMBEDFLEET_KAFKA_TOPICS": " ".join(self.topics),
             "EMBEDFLEET_KAFKA_DEAD_LETTER_TOPIC": self.dead_letter_topic,
             "EMBEDFLEET_KAFKA_HEARTBEAT_SECONDS": "0.3",
             "EMBEDFLEET_KAFKA_SESSION_SECONDS": "12",
@@ -260,7 +277,7 @@ class Fleet:
 
     async def is_shared_by(self, *workers: WorkerProcess) -> bool:
         """Tell whether these workers, and only they, run all partitions."""
-        wanted = len(await self.producer.partitions_for(self.topic))
+        wanted = len(await self.places())
         phases = [
             [part["phase"] for part in (await worker.state())["partitions"]]
             for worker in workers
@@ -355,21 +372,24 @@ class Fleet:
             yield
             publishing.cancel()
 
-    async def ends(self) -> dict[TopicPartition, int]:
-        partitions = [
-            TopicPartition(self.topic, number)
-            for number in sorted(await self.producer.partitions_for(self.topic))
+    async def places(self, *topics: str) -> list[TopicPartition]:
+        """All partitions of some topics, or of all topics of documents."""
+        return [
+            TopicPartition(topic, number)
+            for topic in topics or self.topics
+            for number in sorted(await self.producer.partitions_for(topic))
         ]
-        return await self.admin.end_offsets(partitions)
+
+    async def ends(self) -> dict[TopicPartition, int]:
+        return await self.admin.end_offsets(await self.places())
 
     async def committed(self) -> dict[TopicPartition, int]:
         """What Kafka knows of the group, 0 where it knows nothing; one request."""
-        parts = sorted(await self.producer.partitions_for(self.topic))
+        places = await self.places()
         try:
             known = await self.groups.list_consumer_group_offsets(self.kafka.group)
         except GroupCoordinatorNotAvailableError:  # no group has ever been on this broker
             known = {}
-        places = [TopicPartition(self.topic, number) for number in parts]
         return {place: max(0, known[place].offset) if place in known else 0 for place in places}
 
     async def progress(self) -> dict[TopicPartition, int]:
@@ -383,8 +403,7 @@ class Fleet:
         }
 
     async def records(self, topic: str | None = None) -> list:
-        """Read a whole topic, as anybody could."""
-        topic = topic or self.topic
+        """Read a whole topic, or all topics of documents, as anybody could."""
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.kafka.bootstrap_servers,
             enable_auto_commit=False,
@@ -393,8 +412,7 @@ class Fleet:
         )
         await consumer.start()
         try:
-            numbers = await self.producer.partitions_for(topic)
-            parts = [TopicPartition(topic, number) for number in sorted(numbers)]
+            parts = await self.places(*([topic] if topic else []))
             consumer.assign(parts)
             ends = await consumer.end_offsets(parts)
             found = []

@@ -316,6 +316,16 @@ def held(until: asyncio.Event, then: Reply | None = None) -> Reply:
     return reply
 
 
+def late(seconds: float, then: Reply | None = None) -> Reply:
+    """Answer after a while."""
+
+    async def reply(call: Call) -> web.StreamResponse:
+        await asyncio.sleep(seconds)
+        return await (then or ok())(call)
+
+    return reply
+
+
 def disconnect() -> Reply:
     """Close the connection before any byte of an answer."""
 

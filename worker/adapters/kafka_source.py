@@ -15,10 +15,10 @@ from typing import Any
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
 
 from worker.adapters import kafka_internals
+from worker.adapters.kafka_assignor import FleetAssignor
 from worker.adapters.kafka_client import client_arguments, milliseconds
 from worker.adapters.kafka_errors import translate, translated
 from worker.adapters.kafka_flow import Flow
@@ -26,7 +26,7 @@ from worker.adapters.kafka_lookup import Lookup
 from worker.adapters.kafka_topic_ids import topic_ids
 from worker.config import KafkaOptions
 from worker.core.model import Landmark, Partition
-from worker.errors import BrokerUnavailable, FencedError
+from worker.errors import BrokerUnavailable, ConfigError, FencedError
 from worker.ports import Assignments, BatchSpan, PolledBatch
 
 _log = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ def consumer_arguments(options: KafkaOptions) -> dict[str, Any]:
     """Return what the member of the group is made with."""
     return client_arguments(options) | {
         "group_id": options.group,
-        # One: with several, each join takes several rounds, and Kafka may choose none of them.
-        "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
         "auto_offset_reset": "none",
         "enable_auto_commit": False,
         "isolation_level": "read_committed",
@@ -55,10 +53,16 @@ def consumer_arguments(options: KafkaOptions) -> dict[str, Any]:
 
 
 class KafkaSource:
-    """A member of the consumer group of `options`, on its topics."""
+    """
+    A member of the consumer group of `options`, on its topics.
 
-    def __init__(self, options: KafkaOptions) -> None:
+    `fleet` names what the members of a group must have in common: the table they write.
+    """
+
+    def __init__(self, options: KafkaOptions, fleet: str = "") -> None:
         self._options = options
+        self._fleet = fleet
+        self._assignor = FleetAssignor(fleet)
         self._limit_seconds = min(_REQUEST_SECONDS, options.request_seconds)
         self._lookup = Lookup(options)
         self._consumer: AIOKafkaConsumer | None = None
@@ -78,7 +82,11 @@ class KafkaSource:
         """
         self._assignments = assignments
         with translated():
-            consumer = AIOKafkaConsumer(**consumer_arguments(self._options))
+            consumer = AIOKafkaConsumer(
+                **consumer_arguments(self._options),
+                # One: with several, each join takes several rounds, and Kafka may choose none.
+                partition_assignment_strategy=(self._assignor,),
+            )
             consumer.subscribe(list(self._options.topics), listener=_Listener(self))
             self._flow = Flow(consumer, self._options.max_poll_records, assignments)
             self._consumer = consumer
@@ -98,6 +106,7 @@ class KafkaSource:
         Raises:
             BrokerUnavailable: not for a broker that is away, which is waited for, but for a
                 client that has ended: make a new source.
+            ConfigError: the group is another fleet's.
         """
         # Records that are there are returned without waiting: without this, a busy topic
         # would starve the event loop.
@@ -229,10 +238,19 @@ class KafkaSource:
         self._consumer.pause(*partitions)
         if self._commit is not None:
             self._commit.cancel()  # else it goes on trying, with the new generation
+        if self._assignor.leader is not None:
+            self._failure = self._strange(self._assignor.leader)
         self._number += 1
         self._partitions = frozenset(Partition(*place) for place in partitions)
         self._holds = True
         self._assignments.assigned(self._number, self._partitions)
+
+    def _strange(self, leader: str) -> ConfigError:
+        return ConfigError(
+            f"the group {self._options.group!r} works for another table ({leader}) than this "
+            f"worker ({self._fleet}), and each would get a part of the documents: "
+            "give it another kafka.group, or their database.url and database.schema"
+        )
 
     def remember(self, failure: Exception) -> None:
         """Let the next poll raise what the library would swallow."""

@@ -91,6 +91,8 @@ class PostgresClaims:
         self._database = database
         self._take_claim = _TAKE_CLAIM.format(history=database.history)
         self._save = _SAVE.format(history=database.history, keeps=_KEEPS_LANDMARK)
+        # A claim that waits keeps its connection, and whoever looks for its blockers needs one.
+        self._slots = asyncio.Semaphore(max(1, database.options.pool_max // 2))
         self.blockers_ended = 0
 
     async def claim(self, group: str, partition: Partition, owner: str) -> Claim:
@@ -108,7 +110,7 @@ class PostgresClaims:
         return await self._claim(group, partition, owner)
 
     async def _claim(self, group: str, partition: Partition, owner: str) -> Claim:
-        async with self._database.transaction() as connection:
+        async with self._slots, self._database.transaction() as connection:
             await self._lock(connection, group, partition, owner)
             claim_id = uuid4()
             place = (group, *partition)

@@ -307,6 +307,18 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
+    async def name(self) -> str:
+        """Return what tells this schema from all others: server, database and schema."""
+        # Replicas and what is promoted of them have the identifier of their primary.
+        server = "(select system_identifier from pg_control_system())"
+        known = server if self.history == _HISTORY else "null"
+        async with self.connection() as connection:
+            name: str = await connection.fetchval(
+                f"select concat_ws('/', {known}, current_database(), $1::text)",
+                self.options.schema,
+            )
+        return name
+
     async def close(self, *, deadline_seconds: float = 5) -> None:
         """Close the connections; those still in use after the deadline are cut."""
         # pool.close() waits for ever for a connection that is not given back.

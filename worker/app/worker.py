@@ -189,11 +189,12 @@ async def _open(
     telemetry.observe("blockers_ended", lambda: claims.blockers_ended)
     catalog = PostgresCatalog(database)
     await _check_dimensions(catalog, embedder)
+    fleet = await database.name()
     dead_letters = KafkaDeadLetters(settings.kafka)
     stack.push_async_callback(dead_letters.close)
     telemetry.observe("breaker_open", provider.open_models)
     ports = Ports(
-        make_source=lambda: KafkaSource(settings.kafka),
+        make_source=lambda: KafkaSource(settings.kafka, fleet),
         dead_letters=dead_letters,
         embedder=provider.embedder,
         claims=claims,

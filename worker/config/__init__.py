@@ -60,7 +60,7 @@ class DatabaseOptions:
         int, about("Connections kept open: a codec per connection costs 12 ms.", ge=1, le=1000)
     ] = 10
     pool_max: Annotated[
-        int, about("Connections at most; fleet size x this <= max_connections.", ge=1, le=1000)
+        int, about("Connections at most; fleet size x this <= max_connections.", ge=2, le=1000)
     ] = 50
     pool_max_queries: Annotated[int, about("Queries before a connection is renewed.", ge=1)] = (
         50_000

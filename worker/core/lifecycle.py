@@ -283,7 +283,7 @@ def decide_start(
     """
     first, end = bounds
     if next_offset is None:
-        return Start(first)
+        return Start(first, _unknown(committed, first))
     if next_offset > end:
         return Halt(
             f"the table is done up to offset {next_offset}, but the log ends at {end}: "
@@ -303,3 +303,13 @@ def decide_start(
             "the database was restored, or the group reset forward; starting at the table's",
         )
     return Start(max(committed, first))
+
+
+def _unknown(committed: int | None, first: int) -> str | None:
+    """Return what is strange about a table that has seen nothing of a partition."""
+    if committed is None or committed <= first:
+        return None
+    return (
+        f"Kafka's committed offset is {committed}, but this table has seen nothing: it is "
+        f"another one than before, or has lost its progress; starting at {first}"
+    )

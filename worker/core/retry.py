@@ -78,7 +78,8 @@ def parse_retry_after(headers: Mapping[str, str], now_epoch_seconds: float) -> f
 
     The first that can be read: `retry-after-ms` (OpenAI, Azure), `Retry-After` in seconds or
     as a date (RFC 9110, 10.2.3), `x-ratelimit-reset-*` as durations (OpenAI, Groq). Of
-    several of those the longest: which limit was hit is not said. Never raises.
+    several of those the longest: which limit was hit is not said. A date is held against the
+    answer's own, `now_epoch_seconds` is for an answer without one. Never raises.
 
         >>> parse_retry_after({"Retry-After": "20"}, now_epoch_seconds=0)
         20.0
@@ -92,7 +93,9 @@ def parse_retry_after(headers: Mapping[str, str], now_epoch_seconds: float) -> f
     retry_after = values.get("retry-after", "")
     seconds = _number(retry_after)
     if seconds is None:
-        seconds = _until(retry_after, now_epoch_seconds)
+        # By the clock that the date was read from; ours may be wrong.
+        now = _moment(values.get("date", ""))
+        seconds = _until(retry_after, now_epoch_seconds if now is None else now)
     return seconds if seconds is not None else max(_resets(values), default=None)
 
 
@@ -105,11 +108,17 @@ def _number(text: str) -> float | None:
 
 def _until(text: str, now_epoch_seconds: float) -> float | None:
     """Return the seconds until an HTTP date, 0 where it has passed."""
+    moment = _moment(text)
+    return None if moment is None else max(0.0, moment - now_epoch_seconds)
+
+
+def _moment(text: str) -> float | None:
+    """Read an HTTP date, as seconds since 1970."""
     try:
         moment = parsedate_to_datetime(text)
         # RFC 9110, 5.6.7: the old form without a zone is UTC; Python would take local time.
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return max(0.0, moment.timestamp() - now_epoch_seconds)
+        return moment.timestamp()
     except (ValueError, OverflowError):
         return None
 

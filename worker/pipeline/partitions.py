@@ -163,6 +163,7 @@ class Partitions:
                 delay_seconds = min(2 * delay_seconds, 5.0)
 
     async def _claim(self, partition: Partition) -> Claim:
+        await failpoints.reach("before_claim")
         claim = await self._claims.claim(self._options.group, partition, self._owner)
         self._counters.claims += 1
         await failpoints.reach("after_claim")

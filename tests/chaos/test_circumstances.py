@@ -1,0 +1,38 @@
+"""Two topics for one collection, clocks that jump, strangers in the group."""
+
+import pytest
+
+from tests.chaos import circumstances
+from tests.support.kafka import topics
+
+pytestmark = [pytest.mark.chaos, pytest.mark.real]
+
+
+async def run(world, verdicts, scenario):
+    async with world:
+        verdicts += await scenario(world)
+    assert all(verdict.held for verdict in verdicts), verdicts
+
+
+async def test_two_topics_that_feed_one_collection(make_world, verdicts, proxied_kafka):
+    world = make_world(seats=2)
+    async with topics(proxied_kafka.bootstrap_servers) as made:
+        world.fleet.more_topics = (await made.create(partitions=12),)
+        await run(world, verdicts, circumstances.two_topics)
+
+
+async def test_clocks_that_jump_by_an_hour_change_nothing(make_world, verdicts):
+    world = make_world(seats=2, module="tests.chaos.wrong_clock")
+    await run(world, verdicts, circumstances.clocks)
+
+
+async def test_a_stranger_with_another_table_is_refused(make_world, verdicts):
+    await run(make_world(seats=2), verdicts, circumstances.strange_table)
+
+
+async def test_a_stranger_with_another_model_is_refused(make_world, verdicts):
+    await run(make_world(seats=2), verdicts, circumstances.strange_dimensions)
+
+
+async def test_a_stranger_without_the_model_says_so_and_loses_nothing(make_world, verdicts):
+    await run(make_world(seats=2), verdicts, circumstances.strange_provider)
