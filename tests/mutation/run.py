@@ -141,7 +141,7 @@ source_paths = ["worker", "schemas"]
 only_mutate = ["worker/core/{module}.py"]
 pytest_add_cli_args_test_selection = ["tests/core/test_{module}.py"]
 timeout_constant = 2.0
-timeout_multiplier = 12.0
+timeout_multiplier = 6.0
 """
 
 
