@@ -44,7 +44,7 @@ def test_a_property_is_still_one_and_can_be_mutated():
     ]
 
 
-def test_a_cache_is_left_out_and_other_decorators_stay():
+def test_a_cache_keeps_nothing_and_other_decorators_stay():
     source = (
         "from functools import lru_cache\n"
         "@lru_cache\n"
@@ -57,6 +57,7 @@ def test_a_cache_is_left_out_and_other_decorators_stay():
     )
     plain = members(run.undecorated(source))
     assert plain["times"](1) is not plain["times"](1)
+    plain["times"].cache_clear()
     assert plain["A"].name() == "A"
 
 
@@ -116,3 +117,36 @@ def test_a_survivor_is_reviewed_in_the_section_of_its_module():
     assert run.unreviewed("offsets", survivors, SECTION) == survivors[1:]
     assert run.unreviewed("scheduler", survivors, SECTION) == survivors
     assert run.unreviewed("breaker", survivors, SECTION) == survivors
+
+
+@pytest.mark.parametrize(("lives_on", "code"), [("b", 0), ("c", 1)])
+def test_the_command_fails_where_a_survivor_lacks_its_review(
+    tmp_path, monkeypatch, capsys, lives_on, code
+):
+    page = tmp_path / "MUTATION.md"
+    page.write_text(SECTION, "utf-8")
+    survivor = f"`track`: `a` -> `{lives_on}`"
+    monkeypatch.setattr(run, "PAGE", page)
+    monkeypatch.setattr(run, "mutate", lambda module: Result(9, 0, (survivor,)))
+    assert run.main(["offsets"]) == code
+    assert f"{('reviewed', 'survived')[code]}  {survivor}" in capsys.readouterr().out
+    assert "| `offsets` | 10 | 9 | 0 | 1 | 90.0% |" in page.read_text("utf-8")
+
+
+def test_what_was_not_tried_is_no_result(tmp_path, monkeypatch, capsys):
+    def mutate(module):
+        raise run.Failed(f"{module}: stopped")
+
+    page = tmp_path / "MUTATION.md"
+    page.write_text(SECTION, "utf-8")
+    monkeypatch.setattr(run, "PAGE", page)
+    monkeypatch.setattr(run, "mutate", mutate)
+    assert run.main([]) == 1
+    assert "stopped" in capsys.readouterr().out
+    assert page.read_text("utf-8") == SECTION
+
+
+def test_a_module_that_the_core_does_not_have_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["offset"])
+    assert "offset: the core has bisection, breaker" in capsys.readouterr().err
