@@ -186,7 +186,7 @@ def test_there_is_room_as_far_as_its_guards_let_it():
     assert life.room is None
     life.start(claim(), 0, flood=FloodGuard(options, is_held=True))
     assert life.room == 2
-    one_by_one = Isolation(until=10, suspect=None)
+    one_by_one = Isolation(until=10, suspect=None, given_up=0)
     life.start(claim(), 0, isolation=one_by_one)
     assert life.room == 1
     life.start(claim(), 0, flood=FloodGuard(options, is_held=True), isolation=one_by_one)
