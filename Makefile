@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model bench format schemas lock clean
+.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -53,6 +53,9 @@ chaos-long: .venv/installed  ## The same for hours: 1,000 kills, faults of a min
 
 model: .venv/installed  ## Check the model of the protocol with TLC; MODEL=--write keeps the results.
 	$(PYTHON) -m tests.model.check $(MODEL)
+
+mutation: .venv/installed  ## Change the core and see that its tests notice; M=offsets: one module.
+	$(PYTHON) -m tests.mutation.run $(M)
 
 bench: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy

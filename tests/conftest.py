@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from worker.config import DatabaseOptions, KafkaOptions
 
@@ -25,6 +25,16 @@ settings.register_profile(
 )
 settings.register_profile(
     "random", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
+)
+# A mutant is tried thousands of times: few examples, and the first that fails is enough.
+settings.register_profile(
+    "mutation",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=20,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
