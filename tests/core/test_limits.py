@@ -537,6 +537,12 @@ NAMES = st.sampled_from(
 VALUES = st.one_of(st.text(), st.text("0123456789.-msh"), st.integers(-10, 10**9).map(str))
 
 
+def test_where_nothing_remains_and_no_reset_is_named_only_the_bucket_is_waited_for():
+    rates = RateLimits(6_000, None)
+    rates.observe({"x-ratelimit-remaining-requests": "0"}, NOW)
+    assert rates.reserve(1, NOW) == pytest.approx(0.01)
+
+
 @given(st.lists(st.dictionaries(NAMES, VALUES), max_size=5), st.integers(0, 200_000))
 def test_no_header_makes_it_raise_or_stall_or_go_above_what_is_configured(answers, tokens):
     rates = RateLimits(600, 60_000)

@@ -150,3 +150,10 @@ def test_a_module_that_the_core_does_not_have_is_refused(capsys):
     with pytest.raises(SystemExit):
         run.main(["offset"])
     assert "offset: the core has bisection, breaker" in capsys.readouterr().err
+
+
+def test_the_page_has_a_row_for_every_module_and_reaches_the_score():
+    page = run.PAGE.read_text("utf-8")
+    assert [cells[0] for cells in run.rows_of(page)] == [f"`{name}`" for name in run.modules()]
+    total = next(line for line in page.splitlines() if line.startswith("| all "))
+    assert float(total.split(" | ")[5].removesuffix("%")) >= 85
