@@ -106,8 +106,8 @@ class Brokers:
         fleet, ends = self.world.fleet, dict(self.world.publisher.ends)
 
         async def is_committed():
-            committed = await self.cluster.committed(fleet.kafka.group, fleet.topic)
-            return all(committed.get(part, 0) >= end for part, end in ends.items())
+            committed = await self.cluster.committed(fleet.kafka.group)
+            return all(committed.get(place, 0) >= end for place, end in ends.items())
 
         await fleet.until(is_committed, PATIENCE_SECONDS)
 

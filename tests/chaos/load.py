@@ -20,7 +20,7 @@ from itertools import islice
 from typing import NamedTuple, Self
 from zlib import crc32
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 PARTITIONS = 12
 TENANTS = ("acme", "globex")
@@ -156,8 +156,8 @@ class Publisher:
         self.partitions = PARTITIONS
         self.acknowledged = 0
         self.aborted = 0
-        self.ends: Counter[int] = Counter()
-        """Partition -> the offset behind the last record that is known to be there."""
+        self.ends: Counter[TopicPartition] = Counter()
+        """The offset behind the last record that is known to be there."""
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
@@ -226,4 +226,5 @@ class Publisher:
         ]
         for delivery in sent:
             where = await delivery
-            self.ends[where.partition] = max(self.ends[where.partition], where.offset + 1)
+            place = where.topic_partition
+            self.ends[place] = max(self.ends[place], where.offset + 1)

@@ -9,6 +9,7 @@ faults to have tested anything.
 import asyncio
 import signal
 from collections import Counter
+from itertools import count
 from time import monotonic
 
 from tests.chaos.world import SESSION_SECONDS, Seat, World
@@ -59,19 +60,21 @@ async def kill_storm(
     world: World, kills: int, patience_seconds: float = CONVERGED_SECONDS
 ) -> list[Verdict]:
     """Kill workers at failpoints in turn, and wherever they stand where none comes."""
-    points = iter([*KILLS] * kills)
+    turns = count()
     hits: Counter[str] = Counter()
-    starts = 0
 
     def is_enough() -> bool:
         return hits.total() >= kills
 
+    def next_point() -> str:
+        """Each in its turn, but every other time the one that was hit least."""
+        turn = next(turns)
+        return min(KILLS, key=lambda point: hits[point]) if turn % 2 else in_turn(turn // 2)
+
     async def haunt(seat: Seat) -> None:
-        nonlocal starts
         while not is_enough():
-            point = next(points)
+            point = next_point()
             number = world.chance.randint(*KILLS[point])
-            starts += 1
             worker = await world.start(seat, f"{point}:kill:#{number}")
             await _first_of(
                 worker.logged("assigned", timeout_seconds=120), worker.process.wait()
@@ -107,6 +110,10 @@ async def kill_storm(
         Verdict("where the kills hit", f"{dict(hits)}", held=True),
         tested("rebalances", world.logged("assigned"), kills // 2),
     ]
+
+
+def in_turn(number: int) -> str:
+    return [*KILLS][number % len(KILLS)]
 
 
 def _paid_twice(world: World, killed: list[WorkerProcess]) -> Verdict:

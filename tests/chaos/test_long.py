@@ -50,5 +50,5 @@ async def test_restarts_again_and_again_buy_nothing_twice(make_world, verdicts):
 
 
 async def test_a_thousand_kills_cost_nothing_but_what_was_in_flight(make_world, verdicts):
-    world = make_world(poison=0.03, module=TIMED)
+    world = make_world(poison=0.05, module=TIMED)
     await run(world, verdicts, lambda world: nemesis.kill_storm(world, KILLS))

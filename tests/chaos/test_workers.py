@@ -16,7 +16,7 @@ async def run(world, verdicts, scenario):
 async def test_fifty_kills_at_all_places_cost_nothing_but_what_was_in_flight(
     make_world, verdicts
 ):
-    world = make_world(poison=0.03, module="tests.chaos.timed")
+    world = make_world(poison=0.05, module="tests.chaos.timed")
     await run(world, verdicts, lambda world: nemesis.kill_storm(world, 50))
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
@@ -90,10 +91,10 @@ class KafkaCluster:
         """The broker that coordinates a group."""
         return await self._ask(lambda admin: admin.find_coordinator(group))
 
-    async def committed(self, group: str, topic: str) -> dict[int, int]:
-        """Partition -> what a group has committed of a topic, where it has."""
+    async def committed(self, group: str) -> dict[TopicPartition, int]:
+        """What a group has committed, where it has."""
         known = await self._ask(lambda admin: admin.list_consumer_group_offsets(group))
-        return {place.partition: at.offset for place, at in known.items() if place[0] == topic}
+        return {place: at.offset for place, at in known.items()}
 
     async def _described(self, topic: str) -> list[dict[str, Any]]:
         (described,) = await self._ask(lambda admin: admin.describe_topics([topic]))
