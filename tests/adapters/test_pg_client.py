@@ -182,6 +182,8 @@ async def test_a_role_that_may_not_read_the_control_file_is_fenced_by_the_start_
                 assert await world.put(claim, version=1, texts=["text"]) is Verdict.APPLIED
                 other = claim._replace(history="0")
                 assert await world.put(other, version=2) is Verdict.FENCED
+                place, _, schema = (await world.database.name()).rpartition("/")
+                assert (place, schema) == (url.rpartition("/")[2], "embedfleet")
         assert "pg_control_system" in caplog.text
 
 
@@ -193,6 +195,9 @@ async def test_an_ordinary_role_can_do_all_that_a_worker_does(database) -> None:
         async with postgres_world(options) as world:
             claim = await world.claim()
             assert len(claim.history.split("/")) == 3
+            server = claim.history.partition("/")[0]
+            place = f"{server}/{url.rpartition('/')[2]}/{options.schema}"
+            assert await world.database.name() == place
             assert await world.put(claim, version=1, texts=["text"]) is Verdict.APPLIED
             with pytest.raises(StoreUnavailable):
                 await claim_behind_a_writer(world, claim)

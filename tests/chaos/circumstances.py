@@ -1,7 +1,8 @@
 """
 Fleets under unusual circumstances, which a deployment may have for good or by mistake.
 
-Two topics that feed one collection, clocks that are wrong, strangers in the group.
+Two topics that feed one collection, two groups that write it, clocks that are wrong, strangers
+in the group.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ from email.utils import format_datetime
 from tests.chaos.nemesis import tested
 from tests.chaos.oracle import DIMENSIONS
 from tests.chaos.outages import FAULT_SECONDS, _end
-from tests.chaos.world import World
+from tests.chaos.world import Seat, World
 from tests.support import provider
 from tests.support.verdicts import Verdict
 from worker.adapters.pg_migrations import Migrations
@@ -23,8 +24,8 @@ async def two_topics(world: World) -> list[Verdict]:
     """Publish the versions of every document to two topics, while workers die and come."""
     await world.start_all()
     async with world.load(events_per_second=60):
-        for seat in (*world.seats, *world.seats):
-            await world.fleet.pass_time(3)
+        for seat in world.seats:
+            await world.fleet.pass_time(4)
             await world.fleet.crash(seat.worker)
             await world.fleet.pass_time(2)
             await world.start(seat)
@@ -41,6 +42,35 @@ select count(*) from (
     having count(distinct entry->>'order_topic') = 2
 ) as moved
 """
+
+# ---- two groups ----
+
+
+async def two_groups(world: World) -> list[Verdict]:
+    """Let two fleets, each with a group of its own, write one table; each has a worker die."""
+    _, theirs = world.seats
+    theirs.group = f"{world.fleet.kafka.group}-two"
+
+    async def are_settled():
+        ends = await world.fleet.ends()
+        return ends == await world.fleet.committed(theirs.group)
+
+    for seat in world.seats:
+        await _runs_all(world, seat)
+    async with world.load(events_per_second=60):
+        for seat in world.seats:
+            await world.fleet.pass_time(4)
+            await world.fleet.crash(seat.worker)
+            await _runs_all(world, seat)
+    await world.fleet.until(are_settled)
+    owners = await world.fleet.sql.fetch("select distinct grp from partition_claim")
+    return [*await _end(world), tested("groups that have claimed", len(owners), 2)]
+
+
+async def _runs_all(world: World, seat: Seat) -> None:
+    await world.start(seat)
+    await world.fleet.until(lambda: world.fleet.is_shared_by(seat.worker))
+
 
 # ---- a clock that jumps ----
 
@@ -133,8 +163,7 @@ async def strange_provider(world: World) -> list[Verdict]:
 async def _refused(world: World, why: str, **environment: str) -> list[Verdict]:
     """Let one of two workers be a stranger for as long as it lives, then one of us."""
     first, second = world.seats
-    await world.start(first)
-    await world.fleet.until(lambda: world.fleet.is_shared_by(first.worker))
+    await _runs_all(world, first)
     async with world.load():
         await world.fleet.pass_time(2)
         stranger = await world.start(second, **environment)

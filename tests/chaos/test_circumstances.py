@@ -1,4 +1,4 @@
-"""Two topics for one collection, clocks that jump, strangers in the group."""
+"""Two topics for one collection, two groups, clocks that jump, strangers in the group."""
 
 import pytest
 
@@ -19,6 +19,10 @@ async def test_two_topics_that_feed_one_collection(make_world, verdicts, proxied
     async with topics(proxied_kafka.bootstrap_servers) as made:
         world.fleet.more_topics = (await made.create(partitions=12),)
         await run(world, verdicts, circumstances.two_topics)
+
+
+async def test_two_groups_that_write_one_table(make_world, verdicts):
+    await run(make_world(seats=2), verdicts, circumstances.two_groups)
 
 
 async def test_clocks_that_jump_by_an_hour_change_nothing(make_world, verdicts):

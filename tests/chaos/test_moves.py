@@ -24,4 +24,4 @@ async def test_partitions_that_move_away_and_back_are_neither_stale_nor_behind(
 
 
 async def test_who_is_fenced_by_a_claim_that_came_too_late_claims_again(make_world, verdicts):
-    await run(make_world(seats=3), verdicts, lambda world: moves.late_claims(world, 6))
+    await run(make_world(seats=3), verdicts, lambda world: moves.late_claims(world, 4))

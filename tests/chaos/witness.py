@@ -53,6 +53,12 @@ _NOTE = """
 create trigger note after insert or update or delete on {table}
 for each row execute function note({kind})
 """
+# Of claims, progress and ledger those of the fleet's own group: a place is no other group's.
+_OURS = """
+select * from audit
+where op <> 'DELETE' and coalesce(entry->>'grp', $1) = $1
+order by seq
+"""
 AUDITED = ("document", "partition_claim", "partition_progress", "dead_letter")
 _ORDER = ("topic", "partition", "offset", "timestamp_ms")
 _SAMPLE_SECONDS = 0.25
@@ -148,7 +154,7 @@ class Witness:
             embedded=Counter(self._fleet.provider.embedded),
         )
         history.embedded.pop("dimensions", None)
-        for row in await sql.fetch("select * from audit where op <> 'DELETE' order by seq"):
+        for row in await sql.fetch(_OURS, self._fleet.kafka.group):
             _audited(history, row["kind"], row["seq"], row["port"], json.loads(row["entry"]))
         return history
 

@@ -108,6 +108,8 @@ class Seat:
     postgres: Link
     provider: Link
     worker: WorkerProcess | None = None
+    group: str | None = None
+    """The group of its workers, if it is not the fleet's."""
     processes: list[WorkerProcess] = field(default_factory=list)
 
     @property
@@ -211,15 +213,17 @@ class World:
         database = urlsplit(self.fleet.database.url)
         place = f"{database.netloc.rpartition('@')[0]}@{seat.postgres.address}"
         process = f"{seat.name}-{len(seat.processes)}"
+        if seat.group is not None:
+            environment["EMBEDFLEET_KAFKA_GROUP"] = seat.group
         if failpoints:
             environment["EMBEDFLEET_FAILPOINTS"] = failpoints
+        links = {
+            "EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS": seat.kafka.address,
+            "EMBEDFLEET_DATABASE_URL": database._replace(netloc=place).geturl(),
+            "EMBEDFLEET_EMBEDDING_URL": f"http://{seat.provider.address}/v1?worker={process}",
+        }
         worker = await self.fleet.start(
-            module=self.module,
-            may_die=True,
-            EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS=seat.kafka.address,
-            EMBEDFLEET_DATABASE_URL=database._replace(netloc=place).geturl(),
-            EMBEDFLEET_EMBEDDING_URL=f"http://{seat.provider.address}/v1?worker={process}",
-            **environment,
+            module=self.module, may_die=True, **(links | environment)
         )
         worker.name = process
         seat.worker = worker
@@ -317,7 +321,9 @@ class World:
         taken for what kills them; such dead letters are counted, and are no fault.
         """
         for seat in self.seats:
-            self.witness.workers |= dict.fromkeys(seat.postgres.ports, seat.name)
+            # A worker of another group has no claim of ours to write under.
+            if seat.group is None:
+                self.witness.workers |= dict.fromkeys(seat.postgres.ports, seat.name)
         self.history = history = await self.witness.history()
         blamed = history.blame("worker_killer") if blames else 0
         self.report = report = check(history)

@@ -383,11 +383,11 @@ class Fleet:
     async def ends(self) -> dict[TopicPartition, int]:
         return await self.admin.end_offsets(await self.places())
 
-    async def committed(self) -> dict[TopicPartition, int]:
-        """What Kafka knows of the group, 0 where it knows nothing; one request."""
+    async def committed(self, group: str | None = None) -> dict[TopicPartition, int]:
+        """What Kafka knows of a group, else of ours, 0 where it knows nothing; one request."""
         places = await self.places()
         try:
-            known = await self.groups.list_consumer_group_offsets(self.kafka.group)
+            known = await self.groups.list_consumer_group_offsets(group or self.kafka.group)
         except GroupCoordinatorNotAvailableError:  # no group has ever been on this broker
             known = {}
         return {place: max(0, known[place].offset) if place in known else 0 for place in places}

@@ -6,6 +6,7 @@ first signal drains; the second ends at once; a timer ends what does not end by 
 """
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -112,10 +113,22 @@ async def _main(settings: Settings) -> int:
                 provider=provider.state,
             )
             await _observe(settings.telemetry, worker, observation, telemetry, stack)
+            _spare_the_collector()
             log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
             await worker.runner.run()
             log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
     return 0
+
+
+def _spare_the_collector() -> None:
+    """
+    Let garbage collections look at what comes from now on only.
+
+    What is loaded by now lives as long as the process. To look through it took a full
+    collection 50 to 80 ms, in which the loop stood still.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager
