@@ -398,14 +398,6 @@ def test_a_table_that_has_seen_nothing_of_what_was_done_is_an_alarm(committed):
     assert f"committed offset is {committed}, but this table has seen nothing" in start.alarm
 
 
-@pytest.mark.parametrize("committed", [3, 9, 99])
-def test_a_table_that_has_seen_nothing_of_what_was_done_is_an_alarm(committed):
-    """Another database than before under the same group, or one that has lost its progress."""
-    start = decide_start(committed, None, (2, 9))
-    assert start.offset == 2
-    assert f"committed offset is {committed}, but this table has seen nothing" in start.alarm
-
-
 @pytest.mark.parametrize(
     ("next_offset", "why"),
     [

@@ -9,7 +9,6 @@ after which a promise is broken, and at each one from then on: a worker may have
 from schemas.codec import Limits, Undecodable, decode_record
 from schemas.dead_letter import parse_dead_letter
 from schemas.events import DocumentUpserted, ScopeDeleted, Tombstone
-from worker.adapters.memory_embedder import vector_of
 from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_store import MemoryStore
 from worker.core.lifecycle import Phase
@@ -201,7 +200,7 @@ class Audit:
         collection = self.universe.database.state.collections[name]
         place = collection.model, collection.dimensions, content
         if place not in self._vectors:
-            self._vectors[place] = vector_of(content, *place[:2])
+            self._vectors[place] = self.universe.vector_of(content, *place[:2])
         return self._vectors[place]
 
     def _wanted(self, key, row):

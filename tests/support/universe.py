@@ -15,7 +15,7 @@ from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tomb
 from tests.support.audit import Audit, Broken, WatchedLedger, WatchedStore
 from tests.support.virtual_time import run
 from worker.adapters.memory_database import MemoryDatabase
-from worker.adapters.memory_embedder import MemoryEmbedder
+from worker.adapters.memory_embedder import MemoryEmbedder, vector_of
 from worker.adapters.memory_kafka import MemoryBroker, MemoryDeadLetters, MemorySource
 from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
 from worker.adapters.memory_poison import MemoryPoisons
@@ -75,6 +75,7 @@ class Universe:
         self.partitions = partitions
         self.database = MemoryDatabase()
         self.embedder = MemoryEmbedder()
+        self.vector_of = vector_of
         self.letters = MemoryDeadLetters(self.broker)
         self.members: list[Member] = []
         self.started = 0
