@@ -230,16 +230,15 @@ class Partitions:
 
     async def _compare_topics(self) -> None:
         """Halt what is read from a topic that was created again, before more of it is told."""
-        due = [life for life in self._lives if self._is_due(life)]
-        if not due or self._source is None:
+        claims = [life.claim for life in self._lives if life.claim is not None]
+        if not claims or self._source is None:
             return
         with suppress(TransientError):
             ids = await self._source.topic_ids()
-            for life in due:
-                halt = life.claim and other_topic(
-                    life.claim.topic_id, ids.get(life.partition.topic)
-                )
-                if halt is not None:
+            for claim in claims:
+                life = self._lives.under(claim)
+                halt = other_topic(claim.topic_id, ids.get(claim.partition.topic))
+                if life is not None and halt is not None:
                     self._dispatch.halt(life, self._source, halt.problem)
 
     def _lag(self, partition: Partition) -> int | None:
