@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from tests.chaos.nemesis import tested
-from tests.chaos.outages import _end
+from tests.chaos.outages import conclude
 from tests.chaos.world import World
 from tests.support.kafka_cluster import SESSION_SECONDS, KafkaCluster
 from tests.support.kafka_own import frozen
@@ -126,7 +126,7 @@ async def leaders(world: World, cluster: KafkaCluster) -> list[Verdict]:
             await brokers.restart(node)
     counts = brokers.counts
     return [
-        *await _end(world),
+        *await conclude(world),
         _within("the fleet works without a killed broker", brokers.without_killed),
         _within("it has caught up after a broker is back", brokers.recovered),
         Verdict(
