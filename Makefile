@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos chaos-bites model bench format schemas lock clean
+.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -23,8 +23,9 @@ $(CACHE)/uv/bin/uv:
 demo: .venv/installed  ## Run the main job on embedded Kafka, PostgreSQL and embeddings.
 	.venv/bin/embedfleet demo
 
-test: .venv/installed lint  ## Check everything and run the tests.
-	$(PYTHON) -m pytest
+# A file's tests share servers, and run in one process.
+test: .venv/installed lint  ## Check everything and run the tests, on all cores (4 at most).
+	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed  ## Format check, ruff, mypy, import contracts.
 	.venv/bin/ruff format --check .
@@ -46,8 +47,15 @@ chaos: .venv/installed  ## Hurt fleets of processes for minutes, and print what 
 chaos-bites: .venv/installed  ## Plant bugs in a fleet, and see that the oracle names each.
 	$(PYTHON) -m pytest -m chaos tests/chaos/test_planted.py
 
+chaos-long: .venv/installed  ## The same for hours: 1,000 kills, faults of a minute, 20,000 seeds, a soak.
+	EMBEDFLEET_TEST_SEEDS=20000 $(PYTHON) -m pytest tests/pipeline/test_simulation.py
+	$(PYTHON) -m pytest -m long tests/chaos
+
 model: .venv/installed  ## Check the model of the protocol with TLC; MODEL=--write keeps the results.
 	$(PYTHON) -m tests.model.check $(MODEL)
+
+mutation: .venv/installed  ## Change the core and see that its tests notice; M=offsets: one module.
+	$(PYTHON) -m tests.mutation.run $(M)
 
 bench: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from worker.config import DatabaseOptions, KafkaOptions
 
@@ -26,21 +26,58 @@ settings.register_profile(
 settings.register_profile(
     "random", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
 )
+# A mutant is tried thousands of times: few examples, and the first that fails is enough.
+settings.register_profile(
+    "mutation",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=20,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 CreateTopic = Callable[..., Coroutine[Any, Any, str]]
 Server = TypeVar("Server")
+TOLD = "told"
 
 
 def _start(
     request: pytest.FixtureRequest, name: str, run: Callable[[], AbstractContextManager[Server]]
 ) -> Iterator[Server]:
-    plugins = request.config.pluginmanager
     with run() as server:
-        with plugins.getplugin("capturemanager").global_and_fixture_disabled():
-            plugins.getplugin("terminalreporter").ensure_newline()
-            plugins.getplugin("terminalreporter").write_line(f"{name}: {server.origin}")
+        _tell(request.config, f"{name}: {server.origin}")
         yield server
+
+
+def _tell(config: pytest.Config, line: str) -> None:
+    """Say it on the terminal; a process that has none says it when it ends."""
+    terminal = config.pluginmanager.getplugin("terminalreporter")
+    if terminal is None:
+        config.workeroutput.setdefault(TOLD, []).append(line)
+        return
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        terminal.ensure_newline()
+        terminal.write_line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Say what one of several test processes had to say."""
+    for line in getattr(node, "workeroutput", {}).get(TOLD, ()):
+        _tell(node.config, f"{node.gateway.id}: {line}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Let a report carry whatever a test has logged, lone surrogates too."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode())
+        for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from tests.support.kafka import topics
+from tests.support.kafka_cluster import BROKERS, KafkaCluster
 from tests.support.orphans import outlives_its_parent
 from tests.support.servers import open_folder
 from worker.embedded.kafka import EmbeddedKafka
@@ -82,6 +83,20 @@ async def test_a_killed_broker_comes_back_at_the_same_address_with_its_records(g
         assert kafka.bootstrap_servers == servers
         await produce(servers, name, [b"after"])
         assert await consume(servers, name, group, 2) == {b"before", b"after"}
+
+
+async def test_brokers_that_are_told_of_each_other_are_one_cluster():
+    with open_folder() as folder, KafkaCluster(folder) as cluster:
+        servers = cluster.bootstrap_servers
+        async with topics(servers, replicas=BROKERS) as made:
+            name = await made.create()
+            await produce(servers, name, [b"before"], acks="all")
+            (leader,) = (await cluster.leaders(name)).values()
+            cluster.brokers[leader].kill()
+            await produce(servers, name, [b"after"], acks="all")
+            assert leader not in (await cluster.leaders(name)).values()
+            assert await consume(servers, name, "group", 2) == {b"before", b"after"}
+            cluster.brokers[leader].start()
 
 
 def test_the_cache_that_a_training_run_wrote_is_used_by_the_next_start():

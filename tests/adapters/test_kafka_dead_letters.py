@@ -100,6 +100,20 @@ async def test_a_letter_without_an_answer_is_given_up(world_of, monkeypatch):
         await letters.publish(letter(), RECORDED)
 
 
+async def test_a_letter_that_the_topic_does_not_acknowledge_is_not_published(
+    kafka_options, create_topic
+):
+    # A compacted topic takes no record without a key.
+    topic = await create_topic(config={"cleanup.policy": "compact"})
+    letters = KafkaDeadLetters(replace(kafka_options, dead_letter_topic=topic))
+    await letters.open()
+    try:
+        with pytest.raises(BrokerUnavailable):
+            await letters.publish(letter(key=None, value=b"value"), RECORDED)
+    finally:
+        await letters.close()
+
+
 async def test_after_three_failures_a_new_producer_is_made(world_of, monkeypatch):
     world = await world_of(1024 * 1024)
     letters = world.make_dead_letters()

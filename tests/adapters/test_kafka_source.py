@@ -251,6 +251,23 @@ async def test_a_commit_that_was_given_up_is_not_overtaken_by_the_next(
     assert sent == [2, 4]
 
 
+async def test_a_commit_that_waits_over_a_rebalance_is_never_sent(world):
+    """The library would send it with the new generation, and rewind whoever is further."""
+    first = await world.join()
+    old = first.number
+    coordinator = first.source._consumer._coordinator
+    async with coordinator._commit_lock:
+        offsets = dict.fromkeys(first.partitions, 1)
+        late = asyncio.get_running_loop().create_task(first.source.commit(offsets))
+        second = await world.join()
+        await first.until(lambda one: one.number > old)
+        await second.source.commit(dict.fromkeys(second.partitions, 5))
+    with pytest.raises(FencedError):
+        await late
+    (theirs,) = second.partitions
+    assert await second.source.committed(theirs) == 5
+
+
 @pytest.mark.parametrize(
     "call", ["commit", "committed", "bounds", "landmark", "batch", "confirm"]
 )

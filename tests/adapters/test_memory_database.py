@@ -116,6 +116,7 @@ async def test_two_frozen_writers_of_one_base_do_not_tear_it(world: MemoryWorld)
 
 async def test_a_restore_puts_everything_back_under_another_history(world: MemoryWorld) -> None:
     claim = await world.claim()
+    await world.claims.begin(claim, 0)
     await world.put(claim, version=1, texts=["old"])
     await world.claims.save_progress({claim: Progress(1)})
     backup = world.database.snapshot()

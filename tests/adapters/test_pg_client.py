@@ -10,7 +10,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from tests.chaos.proxy import Link
 from tests.support.store_worlds import PostgresWorld, postgres_world
+from worker.adapters import pg_client
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_migrations import Migrations
 from worker.config import DatabaseOptions
@@ -257,3 +259,68 @@ async def test_a_role_that_commits_without_waiting_for_the_disk_is_refused(postg
         )
         with pytest.raises(ConfigError, match="synchronous_commit"):
             await Database.open(options)
+
+
+@asynccontextmanager
+async def link_to(url: str):
+    """A link to a server; its address as a URL of the same database."""
+    parts = urlsplit(url)
+    async with Link((parts.hostname, parts.port)) as link:
+        place = f"{parts.netloc.rpartition('@')[0]}@{link.address}"
+        yield link, parts._replace(netloc=place).geturl()
+
+
+async def silenced_at(sleeping: str, url: str, link: Link) -> None:
+    """Wait until a connection sleeps in its set-up, then let nothing through any more."""
+    async with superuser(url) as connection:
+        while not await connection.fetchval(
+            "select count(*) from pg_stat_activity where query = $1 and state = 'active'",
+            sleeping,
+        ):
+            pass
+    link.faults.blackhole()
+
+
+async def test_a_connection_that_falls_silent_in_its_set_up_is_given_up_in_time(
+    database, monkeypatch
+):
+    async with link_to(database.url) as (link, url):
+        options = replace(
+            database,
+            url=url,
+            pool_min=1,
+            pool_max=1,
+            lock_timeout_seconds=0.5,
+            statement_timeout_seconds=1,
+            command_timeout_seconds=1.5,
+        )
+        async with opened(options) as pool:
+            await pool._pool.expire_connections()
+            sleeping = f"select pg_sleep(60), '{uuid4().hex}'"
+            monkeypatch.setattr(pg_client, "_VECTOR_SCHEMA", sleeping)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(silenced_at(sleeping, database.url, link))
+                async with asyncio.timeout(options.command_timeout_seconds + 1):
+                    with pytest.raises(StoreUnavailable):
+                        async with pool.connection():
+                            pass
+            await link.heal()
+
+
+async def test_canary_a_pool_waits_for_a_connection_that_falls_silent_in_its_set_up(
+    database,
+):
+    async with link_to(database.url) as (link, url):
+        sleeping = f"select pg_sleep(60), '{uuid4().hex}'"
+
+        async def set_up(connection):
+            await connection.fetchval(sleeping)
+
+        async with asyncpg.create_pool(url, min_size=0, max_size=1, init=set_up) as pool:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(silenced_at(sleeping, database.url, link))
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(5) as outer:
+                        await pool.acquire(timeout=1)
+            assert outer.expired(), "asyncpg gives it up in time: drop `_set_up`"
+            await link.heal()

@@ -35,6 +35,12 @@ def migration(version: str, up: str, *, in_transaction: bool = True) -> Migratio
 
 
 VERSIONS = [found.version for found in read_migrations()]
+_WAITS_FOR_LONG = """
+select exists (
+    select from pg_stat_clear_snapshot(), pg_stat_activity
+    where wait_event = 'virtualxid' and clock_timestamp() - query_start > interval '0.2 s'
+)
+"""
 
 
 async def test_the_schema_is_made_and_migrated_once(database) -> None:
@@ -99,6 +105,19 @@ async def test_a_migration_may_say_that_it_takes_no_transaction(database, plain)
     table = migration("1", "create table one (n int)")
     index = migration("2", "create index concurrently on one (n)", in_transaction=False)
     assert await Migrations(database, [table, index]).up() == ["1", "2"]
+
+
+async def test_what_takes_no_transaction_waits_for_those_of_others(database, plain) -> None:
+    table = migration("1", "create table one (n int)")
+    index = migration("2", "create index concurrently on one (n)", in_transaction=False)
+    await Migrations(database, [table]).up()
+    impatient = Migrations(replace(database, lock_timeout_seconds=0.05), [table, index])
+    async with asyncio.TaskGroup() as tasks, plain.transaction(isolation="repeatable_read"):
+        await plain.execute("select count(*) from pg_class")
+        applying = tasks.create_task(impatient.up())
+        while not await plain.fetchval(_WAITS_FOR_LONG):
+            assert not applying.done()
+    assert await applying == ["2"]
 
 
 async def test_going_down_leaves_nothing_but_the_list(world: PostgresWorld) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from schemas.events import ScopeDeleted
-from tests.support.store_changes import ARTICLES, at, chunk, key
+from tests.support.store_changes import ARTICLES, at, chunk, key, vector_of
 from tests.support.store_worlds import PostgresWorld, postgres_world
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_search import Search, nearest_query
@@ -154,6 +154,18 @@ async def test_each_metric_finds_the_nearest_first(
         assert near.distance < far.distance
         assert near[1:4] == (0, "Title", "near")
         assert near[5:] == (1, {"a": [1]})
+
+
+async def test_a_tenant_finds_nothing_of_another_one(world: PostgresWorld) -> None:
+    claim = await world.claim()
+    await world.put(claim, version=1, texts=["mine"])
+    await world.put(claim, of=key(tenant="other"), version=1, texts=["theirs"])
+    wanted = vector_of("theirs", world.articles.dimensions)
+    for exact in (False, True):
+        hits = await Search(world.database).nearest(
+            world.articles, "tenant", wanted, 5, exact=exact
+        )
+        assert [hit.content for hit in hits] == ["mine"]
 
 
 async def test_readers_see_no_deleted_document_and_nothing_a_scope_reaches(

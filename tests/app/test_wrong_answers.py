@@ -78,6 +78,7 @@ async def living(provider: Provider):
     universe = Universe(partitions=1, settings=settings)
     await universe.create_collection()
     universe.embedder = HttpEmbedder(settings.embedding)
+    universe.vector_of = lambda *text: vector_of(*text).astype("<f4").tobytes()
     try:
         async with asyncio.timeout(30):
             yield universe

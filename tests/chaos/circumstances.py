@@ -11,7 +11,7 @@ from email.utils import format_datetime
 
 from tests.chaos.nemesis import tested
 from tests.chaos.oracle import DIMENSIONS
-from tests.chaos.outages import FAULT_SECONDS, _end
+from tests.chaos.outages import FAULT_SECONDS, conclude
 from tests.chaos.world import Seat, World
 from tests.support import provider
 from tests.support.verdicts import Verdict
@@ -30,7 +30,7 @@ async def two_topics(world: World) -> list[Verdict]:
             await world.fleet.pass_time(2)
             await world.start(seat)
             await world.shared()
-    verdicts = await _end(world)
+    verdicts = await conclude(world)
     moved = await world.fleet.sql.fetchval(_MOVED)
     return [*verdicts, tested("documents whose row came from both topics", moved, 50)]
 
@@ -64,7 +64,7 @@ async def two_groups(world: World) -> list[Verdict]:
             await _runs_all(world, seat)
     await world.fleet.until(are_settled)
     owners = await world.fleet.sql.fetch("select distinct grp from partition_claim")
-    return [*await _end(world), tested("groups that have claimed", len(owners), 2)]
+    return [*await conclude(world), tested("groups that have claimed", len(owners), 2)]
 
 
 async def _runs_all(world: World, seat: Seat) -> None:
@@ -93,7 +93,7 @@ async def clocks(world: World) -> list[Verdict]:
     rebalances = world.logged("assigned") - assigned
     statuses = world.fleet.provider.statuses
     return [
-        *await _end(world, seconds=10),
+        *await conclude(world, seconds=10),
         Verdict("0 rebalances", f"{rebalances}", rebalances == 0),
         tested("answers with a date until when to wait", statuses[429] + statuses[503], 10),
         *(
@@ -126,7 +126,7 @@ async def strange_table(world: World) -> list[Verdict]:
     written = await world.fleet.sql.fetchval(_WRITTEN.format(schema=other.schema))
     return [
         *stranger,
-        *await _end(world),
+        *await conclude(world),
         Verdict("... and has written nothing", f"{written} rows", written == 0),
     ]
 
@@ -135,7 +135,7 @@ async def strange_dimensions(world: World) -> list[Verdict]:
     """Start a worker of the same group and table, whose provider has another model there."""
     async with provider.Provider(dimensions=2 * DIMENSIONS) as another:
         stranger = await _refused(world, "dimensions", EMBEDFLEET_EMBEDDING_URL=another.url)
-        return [*stranger, *await _end(world)]
+        return [*stranger, *await conclude(world)]
 
 
 async def strange_provider(world: World) -> list[Verdict]:
@@ -154,7 +154,7 @@ async def strange_provider(world: World) -> list[Verdict]:
         await world.start(second)
     said = f"{alarm['message']}: {alarm['error']}"
     return [
-        *await _end(world),
+        *await conclude(world),
         Verdict("an alarm says it, in a clear sentence", said, alarm["level"] == "error"),
         Verdict("such a worker can leave", f"exit code {left}", left == 0),
     ]

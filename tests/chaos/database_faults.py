@@ -7,7 +7,7 @@ As in `outages`: the workers have to live through it, and are all there at the e
 import asyncpg
 
 from tests.chaos.nemesis import tested
-from tests.chaos.outages import FAULT_SECONDS, _end
+from tests.chaos.outages import FAULT_SECONDS, conclude
 from tests.chaos.world import World
 from tests.support.verdicts import Verdict
 
@@ -59,7 +59,7 @@ async def disk_full(world: World) -> list[Verdict]:
         await sql.execute("update disk set full_share = 0.5")
         await world.fleet.pass_time(2 * FAULT_SECONDS)
     await sql.execute("update disk set full_share = 0")
-    verdicts = await _end(world, seconds=RECOVERED_SECONDS)
+    verdicts = await conclude(world, seconds=RECOVERED_SECONDS)
     refused = await sql.fetchval("select last_value from writes_refused")
     return [
         *verdicts,
@@ -95,7 +95,7 @@ async def deadlocks(world: World, least: int) -> list[Verdict]:
             while (found := await sql.fetchval(_DEADLOCKS) - before) < least:
                 await _lock_against_the_order(world, rival)
         await rival.close()
-        verdicts = await _end(world, seconds=RECOVERED_SECONDS)
+        verdicts = await conclude(world, seconds=RECOVERED_SECONDS)
     finally:
         await sql.execute("alter system reset deadlock_timeout")
         await sql.execute("select pg_reload_conf()")

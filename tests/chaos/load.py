@@ -12,6 +12,7 @@ blocks of a document a version changes one, and a delete ends all.
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from itertools import islice
 from typing import NamedTuple, Self
 from zlib import crc32
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 PARTITIONS = 12
 TENANTS = ("acme", "globex")
@@ -33,6 +34,8 @@ SHARE_BARRIER = 0.2
 """Of the deletes."""
 SHARE_TRANSACTION, SHARE_ABORTED = 0.3, 0.4
 BATCH = 12
+_REQUEST_SECONDS = 5
+"""A broker that does not answer for longer is asked no more: another may lead by then."""
 
 
 class Event(NamedTuple):
@@ -153,6 +156,8 @@ class Publisher:
         self.partitions = PARTITIONS
         self.acknowledged = 0
         self.aborted = 0
+        self.ends: Counter[TopicPartition] = Counter()
+        """The offset behind the last record that is known to be there."""
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
@@ -170,6 +175,7 @@ class Publisher:
             bootstrap_servers=self._servers,
             compression_type=codec,
             enable_idempotence=True,
+            request_timeout_ms=_REQUEST_SECONDS * 1000,
             **more,
         )
         await producer.start()
@@ -219,4 +225,6 @@ class Publisher:
             for event in events
         ]
         for delivery in sent:
-            await delivery
+            where = await delivery
+            place = where.topic_partition
+            self.ends[place] = max(self.ends[place], where.offset + 1)

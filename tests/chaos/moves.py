@@ -15,7 +15,7 @@ from time import monotonic
 import asyncpg
 
 from tests.chaos.nemesis import leave, settle, tested
-from tests.chaos.outages import _end
+from tests.chaos.outages import conclude
 from tests.chaos.world import SESSION_SECONDS, Seat, World
 from tests.support.verdicts import Verdict
 from worker.adapters.pg_client import APPLICATION_NAME
@@ -202,7 +202,7 @@ async def late_claims(world: World, rounds: int) -> list[Verdict]:
         await world.shared()
     reclaimed, held = world.logged("reclaim"), world.failpoints()
     return [
-        *await _end(world),
+        *await conclude(world),
         tested("claims held up before", held["before_claim"], 5 * rounds),
         tested("claims held up after", held["after_claim"], rounds),
         tested("partitions claimed again by their owner", reclaimed, rounds),

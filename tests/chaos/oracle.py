@@ -127,6 +127,28 @@ def chunks_of(collection: str, text: str) -> tuple[str, ...]:
     return tuple(piece.strip() for piece in pieces if piece.strip())
 
 
+def purchases(history: History) -> Counter[str]:
+    """
+    How often each text is bought by one who takes every record in turn.
+
+    More than once where a delete without a version is followed by an older text.
+    """
+    bought: Counter[str] = Counter()
+    seen: defaultdict[Document, list[Event]] = defaultdict(list)
+    shown: defaultdict[Document, set[str]] = defaultdict(set)
+    for record in sorted(history.records):
+        if record.poison:
+            continue
+        event = event_of(record)
+        seen[event.document].append(event)
+        if fold(seen[event.document]) is not event:
+            continue
+        texts = set(chunks_of(event.document.collection, event.text or ""))
+        bought.update(texts - shown[event.document])
+        shown[event.document] = texts
+    return bought
+
+
 def _packed(text: str, size: int) -> Iterator[str]:
     splitter = TextSplitter(size, trim=False)
     while len(text) > size:

@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 
 from tests.chaos.nemesis import leave, settle, tested
 from tests.chaos.proxy import DOWN, UP, Link
+from tests.chaos.timed import overruns
 from tests.chaos.world import World
 from tests.support.kafka_own import frozen, usable
 from tests.support.verdicts import Verdict
@@ -29,7 +30,7 @@ select pg_terminate_backend(pid) from pg_stat_activity where application_name = 
 """
 
 
-async def _end(world: World, *own: Verdict, seconds: float = 60) -> list[Verdict]:
+async def conclude(world: World, *own: Verdict, seconds: float = 60) -> list[Verdict]:
     """Wait, and judge: the workers that were there at the start must be there."""
     converged = await settle(world, seconds)
     alive = sum(seat.worker.process.returncode is None for seat in world.seats)
@@ -115,8 +116,9 @@ async def network(world: World, seconds: float = FAULT_SECONDS) -> list[Verdict]
             for link in links:
                 await link.heal()
             await _shared_again(world)
-    return await _end(
+    return await conclude(
         world,
+        *overruns(world.fleet.workers, seconds),
         *(
             verdict
             for link in links
@@ -164,7 +166,7 @@ async def database(world: World, server: EmbeddedPostgres) -> list[Verdict]:
             await _off_the_loop(world, server.start)
             await world.fleet.connect()
             await world.fleet.pass_time(3)
-    return await _end(world, tested("backends killed", ended, 20))
+    return await conclude(world, tested("backends killed", ended, 20))
 
 
 async def _off_the_loop(world: World, call: Callable[[], None]) -> None:
@@ -247,7 +249,7 @@ async def broker(world: World) -> list[Verdict]:
         done.append(name)
         async with world.load():
             await world.fleet.pass_time(3)
-    return await _end(world, tested("faults of the broker", len(done), 3))
+    return await conclude(world, tested("faults of the broker", len(done), 3))
 
 
 # ---- the operator ----
@@ -264,7 +266,7 @@ async def replayed(world: World) -> list[Verdict]:
     await world.rewind()
     assigned = world.logged("assigned")
     await world.start_all()
-    verdicts = await _end(world)
+    verdicts = await conclude(world)
     operations = await world.witness.operations() - before
     changed = {name: count for name, count in operations.items() if _is_content(name)}
     return [
@@ -301,7 +303,7 @@ async def partitions_added(world: World) -> list[Verdict]:
         await world.fleet.producer.client.force_metadata_update()
         await world.fleet.pass_time(4)
     # The members look for new partitions once a minute.
-    verdicts = await _end(world, seconds=120)
+    verdicts = await conclude(world, seconds=120)
     used = sum(end > 0 for end in (await world.fleet.ends()).values())
     return [*verdicts, tested("partitions in use", used, 13)]
 
@@ -330,7 +332,7 @@ async def restored(world: World, server: EmbeddedPostgres, snapshot: Path) -> li
     await world.fleet.until(is_filled, 180)
     # What was seen before was said by a table that is not there any more.
     world.witness.samples.clear()
-    verdicts = await _end(world)
+    verdicts = await conclude(world)
     return [
         *verdicts,
         tested("offsets that the backup did not know", lost, 50),

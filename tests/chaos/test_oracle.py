@@ -25,7 +25,7 @@ from tests.chaos.history import (
     Sample,
     State,
 )
-from tests.chaos.oracle import ANOMALIES, check, chunks_of, event_of, fold, vector_of
+from tests.chaos.oracle import ANOMALIES, check, chunks_of, event_of, fold, purchases, vector_of
 from tests.support.provider import vector_of as provided
 from worker.core.chunking import split
 from worker.core.model import ChunkingOptions
@@ -373,6 +373,15 @@ def test_a_delete_without_version_stands_until_something_comes_after_it():
     assert of(high, gone, low).version == 1
     assert of(high, gone).version is None
     assert of(low, high).version == 9
+
+
+def test_a_text_is_needed_again_only_where_it_had_gone():
+    older, newer = upsert(0, 0, "a", 1), upsert(0, 1, "a", 2)
+    history = History(records=[older, newer, upsert(0, 2, "a", 1), barrier(0, 3, "a")])
+    assert set(purchases(history).values()) == {1}
+    history.records.append(upsert(0, 4, "a", 1))
+    needed = purchases(history)
+    assert {text for text, count in needed.items() if count == 2} == set(chunks("a", 1))
 
 
 @pytest.mark.parametrize("length", [10, 47, 48, 49, 59, 60, 61, 200, 1000])

@@ -14,7 +14,7 @@ async def run(world, verdicts, scenario):
 
 
 async def test_every_network_fault_on_every_link(make_world, verdicts):
-    await run(make_world(), verdicts, outages.network)
+    await run(make_world(module="tests.chaos.timed"), verdicts, outages.network)
 
 
 async def test_a_database_that_kills_refuses_and_restarts(make_world, verdicts, own_postgres):

@@ -16,7 +16,8 @@ async def run(world, verdicts, scenario):
 async def test_fifty_kills_at_all_places_cost_nothing_but_what_was_in_flight(
     make_world, verdicts
 ):
-    await run(make_world(poison=0.03), verdicts, lambda world: nemesis.kill_storm(world, 50))
+    world = make_world(poison=0.05, module="tests.chaos.timed")
+    await run(world, verdicts, lambda world: nemesis.kill_storm(world, 50))
 
 
 async def test_two_hundred_commits_of_which_nobody_hears_are_found_done(make_world, verdicts):

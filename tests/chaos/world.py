@@ -10,7 +10,7 @@ import asyncio
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,24 @@ from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from tests.chaos.history import History
 from tests.chaos.load import REFUSED, Load, Publisher
-from tests.chaos.oracle import CHUNKING, DIMENSIONS, Report, check
+from tests.chaos.oracle import (
+    CHUNKING,
+    DIMENSIONS,
+    Report,
+    check,
+    chunks_of,
+    event_of,
+    is_readable,
+    purchases,
+)
 from tests.chaos.proxy import Commits, Link
+from tests.chaos.timed import unfinished
 from tests.chaos.witness import Witness
 from tests.support import provider
 from tests.support.fleet import Fleet, WorkerProcess
+from tests.support.kafka_cluster import KafkaCluster
 from tests.support.verdicts import Verdict
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
@@ -72,12 +84,27 @@ class ProxiedKafka(EmbeddedKafka):
         return Link((host, int(port)), port=self.front[seat].number, name="Kafka")
 
 
+class Direct:
+    """Stands for the link of a seat that talks to the brokers themselves."""
+
+    name = "Kafka"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        pass
+
+
 @dataclass(eq=False)
 class Seat:
     """Where one worker process after the other runs, behind the same links."""
 
     name: str
-    kafka: Link
+    kafka: Link | Direct
     postgres: Link
     provider: Link
     worker: WorkerProcess | None = None
@@ -95,24 +122,26 @@ class World:
     """Everything a scenario needs."""
 
     fleet: Fleet
-    kafka: ProxiedKafka
+    kafka: ProxiedKafka | KafkaCluster
     seed: int
     seat_count: int = SEATS
     poison: float = 0.01
     module: str = "worker"
     """What runs as a worker."""
+    timers: Mapping[str, str] = field(default_factory=TIMERS.copy)
     late: Callable[[], float] = lambda: 0.0
     """How many seconds later than ever the next request is answered."""
     seats: list[Seat] = field(default_factory=list)
     asked: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """The texts that each process has asked the provider for."""
     report: Report | None = None
+    history: History | None = None
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
         self.chance = random.Random(self.seed)
         await self._stack.enter_async_context(self.fleet)
-        self.fleet.environment |= TIMERS
+        self.fleet.environment |= self.timers
         self.fleet.provider.latency_seconds = 0.02
         self.fleet.provider.script = self._answer
         await self._create_collections()
@@ -156,13 +185,18 @@ class World:
         database = urlsplit(self.fleet.database.url)
         answering = urlsplit(self.fleet.provider.url)
         links = (
-            self.kafka.link(number),
+            self._to_kafka(number),
             Link((database.hostname, database.port), name="PostgreSQL", watch=Commits),
             Link((answering.hostname, answering.port), name="provider"),
         )
         for link in links:
             await self._stack.enter_async_context(link)
         return Seat(f"seat{number}", *links)
+
+    def _to_kafka(self, number: int) -> Link | Direct:
+        if isinstance(self.kafka, KafkaCluster):
+            return Direct(self.kafka.bootstrap_servers)
+        return self.kafka.link(number)
 
     def _answer(self, call: provider.Call) -> provider.Reply | None:
         self.asked[call.request.query["worker"]].update(call.texts)
@@ -290,7 +324,7 @@ class World:
             # A worker of another group has no claim of ours to write under.
             if seat.group is None:
                 self.witness.workers |= dict.fromkeys(seat.postgres.ports, seat.name)
-        history = await self.witness.history()
+        self.history = history = await self.witness.history()
         blamed = history.blame("worker_killer") if blames else 0
         self.report = report = check(history)
         verdicts = [_verdict(report, claim, names) for claim, names in CLAIMS.items()]
@@ -307,8 +341,21 @@ class World:
         ]
 
     def bought_again(self) -> set[str]:
-        """The texts that were paid for more than once."""
-        return set(self.fleet.embedded_twice())
+        """The texts that were paid for more often than the log asks for; once it is judged."""
+        needed = purchases(self.history)
+        paid = self.fleet.embedded_twice()
+        return {text for text, count in paid.items() if count > needed[text]}
+
+    def left_unfinished(self) -> set[str]:
+        """The texts of records that a worker had begun, and has left to the next owner."""
+        records = {record.order[:3]: record for record in self.history.records}
+        places = {place for worker in self.fleet.workers for place in unfinished(worker)}
+        events = (event_of(records[place]) for place in places if is_readable(records[place]))
+        return {
+            text
+            for event in events
+            for text in chunks_of(event.document.collection, event.text or "")
+        }
 
 
 def _verdict(report: Report, claim: str, names: tuple[str, ...]) -> Verdict:

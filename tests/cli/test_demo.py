@@ -14,6 +14,17 @@ from worker.app.demo_screen import Screen
 from worker.embedded.demo.servers import Servers
 
 LIMIT_SECONDS = 300
+# As a script starts what it sends to its background: nothing of the terminal's is for it.
+IN_THE_BACKGROUND = (
+    sys.executable,
+    "-c",
+    (
+        "import os, signal, sys;"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    ),
+)
 
 
 def descendants(folder: Path) -> list[int]:
@@ -32,7 +43,7 @@ def descendants(folder: Path) -> list[int]:
 
 def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "worker", "demo", "--data-dir", str(folder)],
+        [*IN_THE_BACKGROUND, "-m", "worker", "demo", "--data-dir", str(folder)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -101,7 +112,7 @@ def test_an_interrupt_ends_everything(folder, stage):
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
 def test_an_end_by_another_signal_leaves_nothing_behind_either(folder, ending):
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "demo"],
+        [*IN_THE_BACKGROUND, "-m", "worker", "demo"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

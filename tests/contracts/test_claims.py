@@ -94,8 +94,16 @@ class ClaimsContract:
     ) -> None:
         old, other = await world.claim(), await world.claim(OTHER)
         new = await world.claim()
+        await world.claims.begin(new, 0)
+        await world.claims.begin(other, 0)
         progress = {old: Progress(5), new: Progress(6), other: Progress(7)}
         assert await world.claims.save_progress(progress) == {PARTITION: 6, OTHER: 7}
+
+    async def test_what_has_not_begun_saves_nothing(self, world: World) -> None:
+        """An operator may have said meanwhile that the topic is another one."""
+        claim = await world.claim()
+        assert await world.claims.save_progress({claim: Progress(5)}) == {}
+        assert await world.claims.next_offset(GROUP, PARTITION) is None
 
     async def test_nothing_to_save_saves_nothing(self, world: World) -> None:
         assert await world.claims.save_progress({}) == {}
@@ -109,6 +117,7 @@ class ClaimsContract:
 
     async def test_the_landmark_goes_with_the_highest_progress(self, world: World) -> None:
         claim = await world.claim()
+        await world.claims.begin(claim, 0)
         await world.claims.save_progress({claim: Progress(8, LANDMARK)})
         await world.claims.save_progress({claim: Progress(4, LANDMARK._replace(offset=3))})
         await world.claims.save_progress({claim: Progress(9, None)})
@@ -119,10 +128,28 @@ class ClaimsContract:
 
     async def test_a_rewind_keeps_the_landmark(self, world: World) -> None:
         claim = await world.claim()
+        await world.claims.begin(claim, 0)
         await world.claims.save_progress({claim: Progress(8, LANDMARK)})
         await world.claims.begin(claim, 2)
         again = await world.claim()
         assert (again.next_offset, again.landmark) == (2, LANDMARK)
+
+    async def test_the_topic_s_id_stands_with_the_start_and_stays(self, world: World) -> None:
+        claim = await world.claim()
+        assert claim.topic_id is None
+        await world.claims.begin(claim._replace(topic_id=UUID(int=7)), 0)
+        await world.claims.save_progress({claim: Progress(8, LANDMARK)})
+        again = await world.claim()
+        assert (again.next_offset, again.topic_id) == (8, UUID(int=7))
+        await world.claims.begin(again, 3)
+        assert (await world.claim()).topic_id == UUID(int=7)
+
+    async def test_a_stale_claim_does_not_say_which_topic_it_is(self, world: World) -> None:
+        old = await world.claim()
+        await world.claims.begin((await world.claim())._replace(topic_id=UUID(int=7)), 0)
+        with pytest.raises(FencedError):
+            await world.claims.begin(old._replace(topic_id=UUID(int=8)), 0)
+        assert (await world.claim()).topic_id == UUID(int=7)
 
     async def test_claims_carry_the_incarnation_of_the_topic(self, world: World) -> None:
         await world.claim()

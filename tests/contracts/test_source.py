@@ -207,6 +207,17 @@ class SourceContract:
         got += values_of(await member.take_records(100 - len(got)))
         assert got == [b"%d" % index for index in range(100)]
 
+    async def test_a_topic_that_is_created_again_has_another_id(self, make_world):
+        world = await make_world()
+        member = await world.join()
+        before = await member.source.topic_ids()
+        assert list(before) == [world.topic]
+        assert await member.source.topic_ids() == before
+        await world.create_again()
+        after = await member.source.topic_ids()
+        assert list(after) == [world.topic]
+        assert after != before
+
     async def test_committed_is_what_was_committed_last_also_when_it_is_lower(self, make_world):
         world = await make_world(partitions=2)
         member = await world.join()
@@ -230,6 +241,16 @@ class SourceContract:
         await first.source.commit({mine: 4, other: 4})
         assert await first.source.committed(mine) == 4
         assert await first.source.committed(other) is None
+
+    async def test_what_was_polled_is_not_committed_by_itself(self, make_world):
+        """Neither meanwhile, nor by leaving: only what was told is done."""
+        world = await make_world()
+        await world.append_many(3)
+        member = await world.join(begin_at=0)
+        await member.take_records(3)
+        await member.source.close()
+        successor = await world.join()
+        assert await successor.source.committed(world.partition()) is None
 
     async def test_a_commit_inside_revoked_arrives(self, make_world):
         world = await make_world()

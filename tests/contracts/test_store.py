@@ -1,5 +1,6 @@
 """The contract of the port `Store`, on memory and on PostgreSQL."""
 
+import asyncio
 from dataclasses import replace
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from tests.support.store_changes import (
     ARTICLES,
     GROUP,
     KEY,
+    PARTITION,
     at,
     based_on,
     chunk,
@@ -444,6 +446,16 @@ class StoreContract:
         assert await world.put(claim, version=11, offset=5, texts=["new"]) is APPLIED
         assert await world.put(claim, version=10, offset=2_001, texts=["x"]) is BASE_CHANGED
         assert await world.texts() == ["new"]
+
+    async def test_a_scope_delete_waits_for_those_who_write_already(self, world: World) -> None:
+        """They may not have seen its tombstone."""
+        claim = await world.claim()
+        other = await world.claim(PARTITION._replace(number=PARTITION.number + 1))
+        async with asyncio.TaskGroup() as tasks:
+            async with world.writing(other):
+                deleting = tasks.create_task(delete_scope(world, claim, 10))
+                await world.until_waiting(deleting)
+            assert await deleting is APPLIED
 
     async def test_a_delete_without_version_is_not_reached_by_a_scope(
         self, world: World

@@ -96,6 +96,19 @@ class BeginsOnlyUpwards(MemoryClaims):
         await super().begin(claim, max(start, now or 0))
 
 
+class ForgetsTheTopic(MemoryClaims):
+    async def begin(self, claim: Claim, start: int) -> None:
+        await super().begin(claim._replace(topic_id=None), start)
+
+
+class LosesTheTopicOnTheWay(MemoryClaims):
+    async def save_progress(self, progress: Mapping[Claim, Progress]) -> dict[Partition, int]:
+        saved = await super().save_progress(progress)
+        table = self._database.state.progress
+        table.update({place: far._replace(topic_id=None) for place, far in table.items()})
+        return saved
+
+
 class KeepsTheEpoch(MemoryClaims):
     async def claim(self, group: str, partition: Partition, owner: str) -> Claim:
         old = self._database.state.claims.get((group, partition))
@@ -351,6 +364,8 @@ PLANTED = [
     ("claims", "claims", LowersProgress),
     ("claims", "claims", BeginsOnlyUpwards),
     ("claims", "claims", KeepsTheEpoch),
+    ("claims", "claims", ForgetsTheTopic),
+    ("claims", "claims", LosesTheTopicOnTheWay),
     *((suite, "database", bug) for suite in ("crashes", "holds") for bug in DATABASES),
     ("crashes", "crashes", EndsWhateverThereIs),
     ("crashes", "crashes", ForgetsTheMark),

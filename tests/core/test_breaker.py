@@ -98,6 +98,18 @@ def test_the_window_rolls_call_by_call():
     assert gate.state is State.CLOSED
 
 
+def test_a_call_that_leaves_the_window_takes_along_how_it_ended():
+    gate = Gate(OPTIONS)
+    called(gate, "x" * 19, NOW)
+    called(gate, "." * 20 + "x", NOW + 10)
+    assert gate.state is State.CLOSED
+    gate = Gate(OPTIONS)
+    called(gate, ".", NOW)
+    called(gate, "x" * 10, NOW + 5)
+    called(gate, "." * 9 + "x", NOW + 10)
+    assert gate.state is State.OPEN
+
+
 def test_it_is_counted_when_a_call_ends_not_when_it_began():
     gate = Gate(OPTIONS)
     permits = [admitted(gate) for _ in range(20)]
@@ -186,6 +198,17 @@ def test_a_good_probe_closes_it_and_the_past_is_forgotten():
     assert gate.wait_seconds(NOW + 1) == 0
     called(gate, "x" * 19, NOW + 1)
     assert gate.state is State.CLOSED
+    gate = opened()
+    gate.succeeded(admitted(gate, NOW + 1), NOW + 1)
+    called(gate, "." * 11 + "x" * 9, NOW + 1)
+    assert gate.state is State.CLOSED
+
+
+def test_a_gate_that_was_never_opened_needs_no_probe():
+    gate = Gate(OPTIONS)
+    gate.probe_from(NOW)
+    assert not admitted(gate).is_probe
+    assert gate.wait_seconds(NOW) == 0
 
 
 def test_a_probe_that_is_cancelled_gives_its_permit_back_and_leaves_the_state_alone():

@@ -483,6 +483,8 @@ def test_a_delete_carries_what_its_event_says():
     one = work(event)
     one.traceparent = TRACEPARENT
     change = decide(one, Base())
+    assert change.key == one.document_key
+    assert change.collection == collection()
     assert change.rank == one.rank
     assert change.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert change.occurred_at_ms == 1_714_566_600_250

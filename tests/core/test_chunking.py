@@ -115,7 +115,9 @@ def test_a_blank_text_has_no_chunks(text: str, strategy: str):
     [
         (" a \r\n b\rc\n", "a \n b\nc"),
         ("Cafe\u0301", "Caf\u00e9"),
+        ("\u212b", "\u00c5"),  # NFC is another character
         ("\u0958", "\u0958"),  # NFC is two characters
+        ("e\u0301" * 4096, "\u00e9" * 4096),
         ("a" + "e\u0301" * 4096, "a" + "e\u0301" * 4096),  # longer than NFC is tried on
     ],
 )
@@ -137,6 +139,10 @@ BORDERS = {
     "two blank lines": ("a\n\nbbbb.\n\n\nc. d\ne\n\nf", 16, ["a\n\nbbbb.", "c. d\ne\n\nf"]),
     "a blank line": ("aaaa aa\n\nbbbb. bb\nbb bbbb", 20, ["aaaa aa", "bbbb. bb\nbb bbbb"]),
     "a blank line with spaces": ("aaaa aa\r\n \r\nbbbb. bb", 14, ["aaaa aa", "bbbb. bb"]),
+    "no border where the rest fits": (
+        "aaaa. aaaa\nbbbbbbb. bbb bbb", 16, ["aaaa. aaaa", "bbbbbbb. bbb bbb"]
+    ),
+    "a carriage return": ("aaaa. aaaa\rbbbb. bbbb", 16, ["aaaa. aaaa", "bbbb. bbbb"]),
     "a line": ("aaaa. aaaa\nbbbb. bbbb", 16, ["aaaa. aaaa", "bbbb. bbbb"]),
     "a sentence": ("aaaa aaaa. bbbb bbbb", 16, ["aaaa aaaa.", "bbbb bbbb"]),
     "a sentence in brackets": ("(aaaa aa.) bbbb bbbb", 16, ["(aaaa aa.)", "bbbb bbbb"]),
@@ -152,6 +158,27 @@ def test_a_text_is_cut_at_the_strongest_border_in_reach(
     text: str, size: int, chunks: list[str]
 ):
     assert contents(text, "text", size) == chunks
+
+
+@given(TEXTS, OPTIONS)
+def test_where_a_text_is_cut_does_not_depend_on_how_its_lines_end(text, options):
+    def spans(line_end: str) -> list[tuple[int, int]]:
+        changed = text.replace("\r", "").replace("\n", line_end)
+        return [(chunk.start, chunk.end) for chunk in split(changed, PYTHON, options)]
+
+    assert spans("\r") == spans("\n")
+    assert spans("\r\n") == spans(" \n")
+
+
+def test_a_line_end_of_two_characters_is_no_blank_line():
+    text = "aaaa\r\nbb\r\n\r\ncc\r\ndddd dddd"
+    assert contents(text, "text", 10) == ["aaaa", "bb", "cc", "dddd dddd"]
+
+
+@pytest.mark.parametrize("strategy", ["text", "markdown", "code"])
+def test_a_text_that_fits_a_chunk_is_not_cut_to_make_room_for_an_overlap(strategy):
+    text = "aaaa. aaaa\n\nbbbb. bbbb"
+    assert contents(text, strategy, len(text), 10, PYTHON) == [text]
 
 
 def test_markdown_is_cut_at_the_highest_heading_in_reach():
@@ -174,6 +201,19 @@ def test_fenced_code_is_cut_only_where_it_is_too_long():
         "```\nfirst = 1",
         "second = 2\n```\n\nMore words.",
     ]
+
+
+def test_code_that_fits_is_not_begun_in_the_chunk_before_it_however_short_that_is():
+    code = "```\nfirst = 1\n\nsecond = 2\n```"
+    text = f"Hi:\n{code}\n\nMore words."
+    assert contents(text, "markdown", len(code))[0] == "Hi:"
+    assert contents(text, "markdown", len(code) - 1)[0] == "Hi:\n```\nfirst = 1"
+
+
+def test_markdown_without_a_border_is_cut_along_its_syntax():
+    text = "a `b c d e f g h` i j k l m n o p"
+    assert contents(text, "markdown", 12) == ["a `b c d e f", "g h`", "i j k l m n", "o p"]
+    assert contents(text, "text", 12) == ["a `b c d e f", "g h` i j k", "l m n o p"]
 
 
 def test_lines_are_cut_before_code():
@@ -237,6 +277,20 @@ def test_an_overlap_repeats_whole_words():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "start", "overlap", "begins"),
+    [
+        pytest.param("aaa bbb ccc", 8, 4, 4, id="a word that fits exactly"),
+        pytest.param("aaa bbb ccc", 8, 3, 8, id="no part of a word"),
+        pytest.param("aaaaaa bb", 4, 2, 2, id="but of one without an end"),
+        pytest.param("a bbbbbbbb", 5, 2, 3, id="no more than asked for"),
+        pytest.param("aaa bbb", 4, 4, 0, id="from the beginning of the text"),
+    ],
+)
+def test_an_overlap_begins_at_a_word_where_it_can(text, start, overlap, begins):
+    assert chunking._reach_back(text, start, overlap) == begins
+
+
 def test_fixed_chunks_take_every_size_characters():
     assert contents("abcdefghij", "fixed", 4) == ["abcd", "efgh", "ij"]
     assert contents("abcdefghij", "fixed", 4, 2) == ["abcd", "cdef", "efgh", "ghij"]
@@ -269,6 +323,30 @@ def test_code_is_cut_along_the_syntax_tree(content_type: str):
     assert chunks != contents(text, "text", size)
 
 
+DEFINITIONS = [f"def {name}():\n    return {ord(name)}" for name in "ABC"]
+
+
+def test_all_pieces_of_a_section_of_code_stand_where_they_stood():
+    text = "\n\n".join(DEFINITIONS)
+    assert contents(text, "code", 30, content_type=PYTHON) == DEFINITIONS
+    assert contents("x = 1\n", "code", 30, content_type=PYTHON) == ["x = 1"]
+
+
+def test_code_overlaps_as_texts_do():
+    first, *others = DEFINITIONS
+    assert contents("\n\n".join(DEFINITIONS), "code", 30, 8, PYTHON) == [
+        first,
+        *(f"{ord(name)}\n\n{other}" for name, other in zip("AB", others, strict=True)),
+    ]
+
+
+def test_sections_of_code_end_before_what_is_not_indented():
+    body = "".join(f"\n\n {name} = 1" for name in "uvwxyz")
+    code = f"def a():{body}\n  \ndef b():{body}"
+    assert chunking._code_border(code, 1, len(code)) == code.index("def b")
+    assert chunking._text_border(code, 1, len(code)) != code.index("def b")
+
+
 @pytest.mark.parametrize("content_type", [None, "", "python", "text/x-cobol", "text/plain"])
 def test_code_in_an_unknown_language_is_split_as_text(content_type: str | None):
     text = SOURCE["text/x-python"]
@@ -296,6 +374,23 @@ def test_an_unknown_strategy_splits_nothing():
         split("text", None, ChunkingOptions("semantic"))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "content_type", "known_by"),
+    [
+        ("text", None, "81c66af88684522baa220db6490d8d0e"),
+        ("text", PYTHON, "81c66af88684522baa220db6490d8d0e"),
+        ("code", None, "c5c063f27278a9521e8d606d02f743d1"),
+        ("code", PYTHON, "2d75543ef348753728056cd1fa318ab4"),
+    ],
+)
+def test_a_stored_text_is_known_again_by_every_version_of_the_worker(
+    strategy, content_type, known_by
+):
+    """Another hash would have every document of a table bought anew."""
+    digest = content_hash("text", content_type, ChunkingOptions(strategy))
+    assert digest == bytes.fromhex(known_by)
+
+
 # Options.
 
 
@@ -317,6 +412,7 @@ def test_options_that_work_are_accepted(options: ChunkingOptions):
     ("options", "message"),
     [
         (ChunkingOptions("markdwon"), "did you mean 'markdown'"),
+        (ChunkingOptions("nothing"), "did you mean 'none'"),
         (ChunkingOptions("xyz"), "one of text, markdown, code, fixed, none"),
         (ChunkingOptions(size=0), "at least 1"),
         (ChunkingOptions(size=8192), "8191 characters at most"),

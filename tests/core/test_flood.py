@@ -1,5 +1,6 @@
 """When a partition is held because of a flood of dead letters, and when it goes on."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,12 @@ def test_the_defaults_are_five_percent_of_a_thousand_in_a_minute_and_fifty_a_min
         60,
     )
     assert (options.probe_records, options.probe_seconds) == (50, 60)
+
+
+def test_a_new_guard_knows_of_no_problem():
+    for is_held in (False, True):
+        guard = FloodGuard(OPTIONS, is_held=is_held)
+        assert (guard.is_told, guard.held_at, guard.problem) == (is_held, None, "")
 
 
 def test_one_letter_above_the_share_is_not_let_through():
@@ -68,6 +75,14 @@ def test_only_the_last_records_count():
     for _ in range(99):
         end(guard, dead=False)
     assert end(guard, dead=True)
+
+
+@pytest.mark.parametrize(("first", "dead"), [(True, 4), (False, 5)])
+def test_a_record_that_leaves_the_sample_takes_along_what_it_was_alone(first, dead):
+    guard = FloodGuard(OPTIONS)
+    for is_dead in (first, *[True] * dead, *[False] * (99 - dead)):
+        end(guard, dead=is_dead)
+    assert end(guard, dead=True) is (dead < 5)
 
 
 def test_while_held_nothing_is_let_through():

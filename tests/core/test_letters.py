@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.dead_letter import Reason
 from tests.support.store_changes import at
 from tests.support.works import upsert
 from worker.core import changeset
-from worker.core.letters import Letter, State, covered, origin_of
+from worker.core.letters import Letter, State, covered, objection, origin_of
 from worker.core.model import Base, DocumentKey, Order, Position, Rank, StoredDocument
 
 LETTER = Letter(
@@ -103,6 +104,18 @@ def test_a_letter_names_its_document_only_where_all_of_it_is_known():
     assert LETTER.document_key == DocumentKey("tenant", "articles", "document")
     for name in ("tenant", "collection", "document_id"):
         assert replace(LETTER, **{name: None}).document_key is None
+
+
+def test_a_letter_stands_where_its_record_failed_whatever_its_origin():
+    letter = replace(LETTER, incarnation=2, origin=at(1, timestamp_ms=1))
+    assert letter.place == Order("documents", 0, 9, timestamp_ms=5, incarnation=2)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_only_what_fails_again_or_kills_is_replayed_by_force_alone(reason):
+    why = objection(replace(LETTER, reason=reason))
+    assert (why is not None) is (reason in {Reason.WORKER_KILLER, Reason.VERSION_IN_FUTURE})
+    assert why is None or "--force" in why
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import doctest
 from dataclasses import dataclass, field
 from itertools import product
 from typing import get_args
+from uuid import UUID
 
 import pytest
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ from worker.core.lifecycle import (
     Start,
     decide_start,
     landmark,
+    other_topic,
 )
 from worker.core.model import (
     Claim,
@@ -130,6 +132,28 @@ def test_a_pointer_to_a_batch_that_cannot_be_read_is_no_landmark():
     assert life.progress == Progress(6, mark)
 
 
+@pytest.mark.parametrize(("key", "value"), [(b"key", None), (None, b"value")])
+def test_a_record_with_a_key_or_a_value_alone_is_a_landmark(key, value):
+    life = running(works=1)
+    work = upsert("a", offset=0)
+    work.record = Record(work.position, 9, key, value)
+    life.end_work(work, Stored())
+    assert life.progress == Progress(1, landmark(work.record))
+
+
+def test_a_work_that_was_never_tracked_is_no_landmark():
+    life = running(works=0)
+    life.end_work(upsert("a", offset=0), Stored())
+    assert life.progress == Progress(0, None)
+
+
+def test_an_offset_is_in_flight_until_its_work_has_ended():
+    life = running(works=1)
+    assert [life.has_in_flight(offset) for offset in (0, 1)] == [True, False]
+    life.end_work(upsert("a", offset=0), Stored())
+    assert not life.has_in_flight(0)
+
+
 def test_a_held_partition_completes_what_is_in_flight_and_takes_nothing_in():
     life = running()
     life.hold("too many")
@@ -151,8 +175,10 @@ def test_only_a_running_partition_can_be_held():
 def test_a_partition_that_begins_again_has_no_problem_and_no_guard_of_before():
     life = running()
     life.hold("too many")
+    life.gives_up = True
     life.start(claim(epoch=2), 0)
     assert (life.phase, life.problem, life.room) == (Phase.RUNNING, None, None)
+    assert life.gives_up is False
 
 
 def test_there_is_room_as_far_as_its_guards_let_it():
@@ -162,12 +188,18 @@ def test_there_is_room_as_far_as_its_guards_let_it():
     assert life.room is None
     life.start(claim(), 0, flood=FloodGuard(options, is_held=True))
     assert life.room == 2
-    one_by_one = Isolation(until=10, suspect=None)
+    one_by_one = Isolation(until=10, suspect=None, given_up=0)
     life.start(claim(), 0, isolation=one_by_one)
     assert life.room == 1
     life.start(claim(), 0, flood=FloodGuard(options, is_held=True), isolation=one_by_one)
     assert life.room == 1
     life.flood.took(2)
+    assert life.room == 0
+
+
+def test_there_is_no_room_while_a_batch_is_given_up():
+    life = running()
+    life.gives_up = True
     assert life.room == 0
 
 
@@ -182,6 +214,13 @@ def test_a_landmark_knows_a_record_by_offset_timestamp_and_key():
     assert len({landmark(one) for one in (record, *others)}) == 5
     assert landmark(record) == landmark(Record(record.position, 7, b"key", b"other"))
     assert len(landmark(record).key_hash) == 8
+
+
+def test_what_a_landmark_keeps_of_a_key_stays_what_it_is_in_the_tables():
+    keys = {None: "e4a6a0577479b2b4", b"": "e4a6a0577479b2b4", b"key": "ce7cccadc3a94cf5"}
+    for key, digest in keys.items():
+        record = Record(Position("documents", 0, 5), 7, key, b"value")
+        assert landmark(record) == Landmark(5, 7, bytes.fromhex(digest))
 
 
 # ---- phases ----
@@ -208,10 +247,19 @@ def test_only_a_running_or_draining_partition_completes_offsets(phase):
 def test_nothing_is_owned_before_the_claim():
     life = PartitionLife(claim().partition, assignment=4)
     assert (life.phase, life.claim, life.assignment) == (Phase.CLAIMING, None, 4)
+    assert (life.problem, life.flood, life.isolation) == (None, None, None)
+    assert life.gives_up is False
     assert not life.owns(claim())
     assert not life.fence(claim())
     life.drain()
     assert life.phase is Phase.CLAIMING
+
+
+def test_it_waits_for_its_claim_until_it_starts():
+    life = PartitionLife(claim().partition, assignment=1)
+    assert life.is_claiming()
+    life.start(claim(), 0)
+    assert not life.is_claiming()
 
 
 def test_only_the_claim_itself_is_fenced():
@@ -335,8 +383,11 @@ def test_a_partition_starts_at_the_smaller_of_the_two_offsets(
 def test_kafka_ahead_of_the_table_is_an_alarm_and_nothing_is_skipped(committed):
     """C4 of the protocol: the table was restored, or somebody reset the group forward."""
     start = decide_start(committed, 5, (2, 9))
-    assert start.offset == 5
-    assert f"committed offset {committed} is ahead of the table's 5" in start.alarm
+    assert start == Start(
+        5,
+        f"Kafka's committed offset {committed} is ahead of the table's 5: the database was "
+        "restored, or the group reset forward; starting at the table's",
+    )
 
 
 @pytest.mark.parametrize("committed", [3, 9, 99])
@@ -349,13 +400,16 @@ def test_a_table_that_has_seen_nothing_of_what_was_done_is_an_alarm(committed):
 
 @pytest.mark.parametrize(
     ("next_offset", "why"),
-    [(10, "re-created"), (1, "retention removed 1 "), (0, "retention removed 2 ")],
+    [
+        (10, "but the log ends at 9: the topic was re-created"),
+        (1, "but the log begins at 2: retention removed 1 records that were never read"),
+        (0, "but the log begins at 2: retention removed 2 records that were never read"),
+    ],
 )
 @pytest.mark.parametrize("committed", [None, 0, 1, 5, 10])
 def test_an_offset_outside_the_log_halts_and_never_jumps(committed, next_offset, why):
     halt = decide_start(committed, next_offset, (2, 9))
-    assert isinstance(halt, Halt)
-    assert why in halt.problem
+    assert halt == Halt(f"the table is done up to offset {next_offset}, {why}")
 
 
 def test_where_to_start_is_where_the_checked_protocol_starts():
@@ -516,7 +570,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def the_landmark_is_a_record_below_it_that_was_settled(self) -> None:
-        next_offset, mark = self.life.progress
+        next_offset, mark, _ = self.life.progress
         if mark is not None and mark != self.tenure.claim.landmark:
             assert mark.offset < next_offset
             assert mark.offset in self.tenure.completed
@@ -529,3 +583,16 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
+
+
+def test_another_topic_of_the_same_name_halts_in_words_that_name_both():
+    halt = other_topic(UUID(int=1), UUID(int=2))
+    assert str(UUID(int=1)) in halt.problem
+    assert str(UUID(int=2)) in halt.problem
+
+
+@pytest.mark.parametrize(
+    ("known", "seen"), [(UUID(int=1), UUID(int=1)), (None, UUID(int=1)), (UUID(int=1), None)]
+)
+def test_the_same_topic_or_one_that_nobody_knows_halts_nothing(known, seen):
+    assert other_topic(known, seen) is None

@@ -77,6 +77,14 @@ def test_however_short_a_round_trip_is_it_grows_by_one_a_second():
     assert limit.value == 13
 
 
+def test_a_second_after_it_has_grown_it_grows_again():
+    limit = at(10)
+    for later, value in ((0, 11), (0.99, 11), (1, 12)):
+        for begun in filled(limit):
+            limit.answered(begun, NOW + later)
+        assert limit.value == value
+
+
 def test_a_limit_that_is_not_reached_does_not_grow():
     limit = at(10)
     for _ in range(1_000):
@@ -144,6 +152,17 @@ def test_throttles_from_before_the_resumption_do_not_lower_it():
     begun = limit.begin()
     limit.resume(50)
     limit.throttled(begun)
+    assert limit.value == 50
+
+
+def test_nor_do_those_from_before_the_throttle_that_came_before_the_resumption():
+    limit = AdaptiveLimit(50)
+    first, second = limit.begin(), limit.begin()
+    limit.throttled(first)
+    third = limit.begin()
+    limit.resume(50)
+    limit.throttled(second)
+    limit.throttled(third)
     assert limit.value == 50
 
 
@@ -421,6 +440,12 @@ def test_a_pause_holds_everything_back_and_a_shorter_one_does_not_end_it():
     assert rates.reserve(1, NOW + 20) == 0
 
 
+def test_a_pause_of_a_day_is_the_longest_that_makes_sense():
+    rates = RateLimits(None, None)
+    rates.pause(86_400, NOW)
+    assert rates.reserve(1, NOW) == 86_400
+
+
 @pytest.mark.parametrize("seconds", [0, -1, nan, inf, 86_401])
 def test_a_pause_that_makes_no_sense_is_none(seconds):
     rates = RateLimits(None, None)
@@ -434,6 +459,7 @@ LIMITS = {
     "the same": ("600", 600),
     "blanks": (" 60 ", 60),
     "a fraction": ("60.0", 60),
+    "one": ("1", 1),
     "none": ("0", 600),
     "unknown (Azure)": ("-1", 600),
     "a word": ("many", 600),
@@ -509,6 +535,12 @@ NAMES = st.sampled_from(
     ]
 )
 VALUES = st.one_of(st.text(), st.text("0123456789.-msh"), st.integers(-10, 10**9).map(str))
+
+
+def test_where_nothing_remains_and_no_reset_is_named_only_the_bucket_is_waited_for():
+    rates = RateLimits(6_000, None)
+    rates.observe({"x-ratelimit-remaining-requests": "0"}, NOW)
+    assert rates.reserve(1, NOW) == pytest.approx(0.01)
 
 
 @given(st.lists(st.dictionaries(NAMES, VALUES), max_size=5), st.integers(0, 200_000))

@@ -29,6 +29,11 @@ def test_the_key_of_a_scope_or_of_what_cannot_be_decoded_is_that_of_no_document(
     assert len(set(keys)) == len(keys)
     # The contract wants at least one character in every name.
     assert not any(all(key) for key in keys)
+    assert keys[:3] == [
+        DocumentKey("tenant", "", ""),
+        DocumentKey("tenant", "articles", ""),
+        DocumentKey("", "", "0/1"),
+    ]
 
 
 def test_a_work_stands_where_its_record_and_its_claim_do():
@@ -38,11 +43,12 @@ def test_a_work_stands_where_its_record_and_its_claim_do():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [(None, None), (b"k" * 10, None), (None, b"v" * 5000)]
+    ("key", "value", "size_bytes"),
+    [(None, None, 1024), (b"k" * 10, None, 1034), (None, b"v" * 5000, 11_024)],
 )
-def test_a_record_takes_memory_for_itself_and_what_is_decoded_from_it(key, value):
+def test_a_record_takes_memory_for_itself_and_what_is_decoded_from_it(key, value, size_bytes):
     record = Record(Position("documents", 0, 0), 0, key, value)
-    assert record.size_bytes >= len(key or b"") + 2 * len(value or b"") + 1
+    assert record.size_bytes == size_bytes
 
 
 def test_inside_a_partition_the_offset_decides_whatever_the_timestamps_say():

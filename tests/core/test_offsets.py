@@ -126,6 +126,12 @@ class Tracking(RuleBasedStateMachine):
         self.shown = self.tracker.committable
 
     @invariant()
+    def has_exactly_what_is_tracked_and_not_settled(self) -> None:
+        in_flight = self.tracked - self.settled
+        near = [*self.tracked, self.handed_out, self.shown - 1]
+        assert {offset for offset in near if self.tracker.has(offset)} == in_flight
+
+    @invariant()
     def what_is_tracked_is_settled_or_in_flight(self) -> None:
         assert self.tracker.tracked == len(self.tracked)
         assert self.tracker.settled == len(self.settled)

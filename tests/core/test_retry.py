@@ -26,6 +26,9 @@ OPTIONS = RetryOptions(
     throttle_cap_seconds=60,
 )
 FAILED = ProviderUnavailable(status=500)
+IN_VAIN = ProviderUnavailable(status=500, should_retry=False)
+NOT_IN_VAIN = ProviderUnavailable(status=500, should_retry=True)
+ILL_FOR_A_WHILE = ProviderUnavailable(status=503, retry_after_seconds=7)
 THROTTLED = RateLimited(status=429)
 
 # 1994-11-06T08:49:37Z, the moment of RFC 9110's examples.
@@ -51,6 +54,10 @@ def asked(seconds: float) -> RateLimited:
         pytest.param(FAILED, 4, 0.0, 0.0, id="full jitter begins at 0"),
         pytest.param(FAILED, 5, 0.5, None, id="the attempts are used up"),
         pytest.param(TransientError(), 5, 0.5, None, id="any transient error"),
+        pytest.param(TransientError(), 1, 0.5, 0.05, id="... which has no hint"),
+        pytest.param(IN_VAIN, 1, 0.5, None, id="the provider says that it is in vain"),
+        pytest.param(NOT_IN_VAIN, 1, 0.5, 0.05, id="the provider says that it is not"),
+        pytest.param(ILL_FOR_A_WHILE, 1, 0.5, 7, id="a hint of who is not throttled"),
         pytest.param(THROTTLED, 1, 0.5, 0.5, id="throttled"),
         pytest.param(THROTTLED, 5, 0.5, 8.0, id="throttled, no attempt"),
         pytest.param(THROTTLED, 10**6, 0.5, 30.0, id="throttled for ever"),
@@ -106,6 +113,7 @@ HEADERS = {
         {"Date": "today", "Retry-After": "Sun, 06 Nov 1994 08:50:37 GMT"},
         60,
     ),
+    "a date of another zone": ({"Retry-After": "Sun, 06 Nov 1994 17:50:37 +0900"}, 60),
     "a date that has passed": ({"Retry-After": "Sun, 06 Nov 1994 08:00:00 GMT"}, 0),
     "a date as RFC 850 wrote it": ({"Retry-After": "Sunday, 06-Nov-94 08:50:37 GMT"}, 60),
     "a date without a year to count": ({"Retry-After": "Fri, 31 Dec 99999 23:59:59 GMT"}, None),
@@ -181,6 +189,7 @@ def test_a_retry_costs_less_where_the_provider_asked_for_it():
 
 def test_a_full_budget_pays_for_35_retries():
     budget = RetryBudget()
+    assert budget.tokens == 500
     assert [budget.withdraw(TRANSIENT_COST) for _ in range(36)] == [True] * 35 + [False]
 
 

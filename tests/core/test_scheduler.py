@@ -266,6 +266,13 @@ def test_a_large_work_has_its_turn_after_as_many_turns_as_it_is_large():
     assert 9 * quantum <= before <= 11 * quantum
 
 
+def test_a_work_as_large_as_the_share_of_a_turn_is_sent_in_it():
+    quantum = 1_000
+    (exact,) = backlog("exact", [quantum])
+    queue = unbounded(exact, *backlog("small", [100]), quantum_bytes=quantum)
+    assert queue.take() is exact
+
+
 def test_what_is_charged_is_the_work_that_is_taken_not_the_small_one_parked_under_it():
     quantum = 1_000
     cheap = [
@@ -478,6 +485,10 @@ class Scheduling(RuleBasedStateMachine):
         assert self.queue.is_full == (
             self.queue.documents >= self.most or self.queue.bytes >= 1_000 * self.most
         )
+
+    @invariant()
+    def nothing_is_parked_under_what_waits(self) -> None:
+        assert all(one.parked == [] for works in self.waiting.values() for one in works)
 
     @invariant()
     def has_one_work_in_flight_per_key(self) -> None:

@@ -73,13 +73,19 @@ def test_only_tries_with_an_answer_in_between_count():
     assert judged(alone(), ILL, 0, 0, 1, 1, 2, 2, 3, 3, 4) == [AGAIN] * 8 + [CONVICT]
 
 
+def test_nobody_waits_for_others_before_a_try_has_failed():
+    assert alone().waits_for_others is False
+
+
 def test_a_part_of_several_documents_is_parted_sooner():
+    assert judged(several(since=0, documents=2), ILL, 1, 2) == [AGAIN, CONVICT]
     assert judged(several(since=0), ILL, 1, 2) == [AGAIN, CONVICT]
     assert judged(several(since=0), ILL, 0, 0, 0) == [AGAIN] * 3
 
 
 def test_a_document_that_is_alone_has_all_its_attempts():
-    assert judged(several(since=0, documents=1), ILL, 1, 2, 3, 4, 5) == [AGAIN] * 4 + [CONVICT]
+    for one in (several(since=0, documents=1), Suspicion(5, texts=16, since=0)):
+        assert judged(one, ILL, 1, 2, 3, 4, 5) == [AGAIN] * 4 + [CONVICT]
 
 
 def test_a_provider_that_says_that_another_try_is_in_vain_is_believed_once_others_passed():
@@ -92,6 +98,18 @@ def test_while_the_provider_fails_at_random_who_fails_often_is_not_to_blame():
     tries = [one.failed(ILL, answers=20 * n, failures=1 + 21 * n) for n in range(9)]
     assert tries == [AGAIN] * 9
     assert one.failed(ILL, answers=1000, failures=1 + 21 * 9) is CONVICT
+
+
+@pytest.mark.parametrize("first", [0, 10])
+@pytest.mark.parametrize(("answered", "judgement"), [(8, CONVICT), (7, AGAIN)])
+def test_it_stands_out_where_four_of_the_others_are_answered_for_each_that_fails(
+    first, answered, judgement
+):
+    """Two of the others fail between its first try and its second."""
+    one = alone()
+    facts = zip((0, 1, 2, 3, answered), (1000, 1003, 1004, 1005, 1006), strict=True)
+    tries = [one.failed(ILL, first + answers, failures) for answers, failures in facts]
+    assert tries == [AGAIN] * 4 + [judgement]
 
 
 def test_its_own_failures_are_not_those_of_others():
@@ -143,6 +161,13 @@ def test_what_was_answered_before_the_provider_was_left_alone_speaks_against_nob
     assert judged(one, BreakerOpen(), 50) == [AGAIN]
     assert CONVICT not in judged(one, error, 50, 50)
     assert CONVICT in judged(one, error, 51, 52, 53, 54, 55)
+
+
+def test_the_first_try_after_the_provider_was_left_alone_counts_where_others_were_answered():
+    one = alone()
+    judged(one, ILL, 0, 1, 2)
+    judged(one, BreakerOpen(), 50)
+    assert judged(one, ILL, 50, 51, 52) == [AGAIN, AGAIN, CONVICT]
 
 
 def test_throttled_tries_count_apart():

@@ -213,6 +213,36 @@ def test_a_dialect_says_too_long_in_its_own_words(dialect: DialectName, message:
     assert reason_of("generic", ErrorAnswer(400, message=message)) is REJECTED
 
 
+def test_what_no_row_knows_is_transient_and_has_no_precise_reason():
+    answer = ErrorAnswer(0)
+    assert not [row for row in TABLE if row.fits("openai", answer)]
+    assert classify("openai", answer) is TRANSIENT
+    assert reason_of("openai", answer) is REJECTED
+
+
+@pytest.mark.parametrize(
+    ("message", "matches"),
+    [
+        ("no key", True),
+        ("NO MODEL", True),
+        ("there is no key", True),
+        ("no keep", False),
+        ("'no key'", False),
+        (f"{'x' * 40}no key", True),
+        (f"{'x' * 41}no key", False),
+    ],
+)
+def test_prose_is_known_by_its_first_words_and_not_by_what_it_quotes(message, matches):
+    assert (taxonomy._prose("no key", "no model").match(message) is not None) is matches
+
+
+@pytest.mark.parametrize(
+    ("code", "matches"), [("quota", True), ("no_balance", True), ("quot", False)]
+)
+def test_a_code_is_known_by_any_of_its_parts(code, matches):
+    assert (taxonomy._code("quota", "balance").search(code) is not None) is matches
+
+
 def test_only_content_has_a_precise_reason():
     assert {row.meaning for row in TABLE if row.reason is not REJECTED} == {CONTENT}
 

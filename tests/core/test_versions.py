@@ -72,5 +72,10 @@ def test_a_replay_is_judged_by_the_time_of_its_origin_and_no_claim_makes_it_pass
             refuse_future(upsert("a", NOW_SECONDS + 3600), "seconds", times_ms)
 
 
+def test_the_first_moment_of_all_is_a_timestamp():
+    with pytest.raises(Undecodable, match="is 301 s ahead"):
+        refuse_future(upsert("a", 301), "seconds", (0,))
+
+
 def test_a_record_without_a_timestamp_says_nothing_about_its_version():
     refuse_future(upsert("a", NOW_SECONDS), "seconds", (-1,))

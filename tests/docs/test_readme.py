@@ -30,6 +30,19 @@ def test_every_generated_table_has_its_place(name):
     assert f"<!-- generated:{name} -->" in README
 
 
+@pytest.mark.parametrize("place", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_every_file_it_links_to_is_there(place):
+    assert Path(generate.README).parent.joinpath(place).is_file()
+
+
+def test_every_guarantee_is_linked_to_tests():
+    table = README[README.index("| Guaranteed |") : README.index("| Not guaranteed |")]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 8
+    for row in rows:
+        assert re.search(r"\]\(tests/\S+/test_\w+\.py\)", row), row
+
+
 def commands() -> list[list[str]]:
     found = [
         shlex.split(line.removeprefix("$ "), comments=True)

@@ -22,6 +22,7 @@ CONSTANTS
   TrackerDies,  \* TRUE: a tracker counts the works of its own claim only
   Tracking,     \* "batch": tracked in the step of the poll | "late": the position runs ahead
   TableFirst,   \* TRUE: Kafka is told what the table has returned | FALSE: what the worker knows
+  SaveUpdates,  \* TRUE: progress is saved in a row that a start has written, and makes none
   SaveFenced,   \* TRUE: progress is saved under the newest claim only
   StartAt,      \* "min": the smaller of Kafka's offset and the table's | "kafka"
   SecondLook,   \* TRUE: the table is read again where Kafka is ahead
@@ -34,6 +35,7 @@ CONSTANTS
   Bump,         \* TRUE: the same content under a newer version still raises the row
   HoldAnew,     \* TRUE: a partition held in a flood is claimed anew
   Landmarks,    \* TRUE: a settled record is compared with the log at the claim
+  TopicIds,     \* "run": the broker's id of the topic is compared at the claim and while it runs | "claim" | "none"
   Incarnations, \* TRUE: orders carry the incarnation of the topic
   WordFences,   \* TRUE: the operator's word about a topic begins a new epoch
   WordForgets,  \* TRUE: and forgets its progress
@@ -79,14 +81,14 @@ Record(p, o) == log[p][o + 1]
 
 NoClaim == [e |-> 0, id |-> 0, h |-> 0, inc |-> 0, w |-> "nobody"]
 NoMark  == [o |-> None, inc |-> None]
-NoLife  == [ph |-> "none", c |-> NoClaim, nx |-> 0, fly |-> {}, hand |-> {}, mark |-> NoMark, tell |-> None]
+NoLife  == [ph |-> "none", c |-> NoClaim, nx |-> 0, fly |-> {}, hand |-> {}, mark |-> NoMark, id |-> None, tell |-> None]
 
 Init ==
   /\ log = [p \in Partitions |-> Logs[1][p + 1]] /\ inc = 0 /\ first = [p \in Partitions |-> 0]
   /\ committed = [p \in Partitions |-> None] /\ late = <<>>
   /\ owner = [p \in Partitions |-> "nobody"] /\ seen = [w \in Workers |-> TRUE] /\ rebalances = 0
   /\ table = [claims |-> [p \in Partitions |-> NoClaim], next |-> [p \in Partitions |-> None],
-              mark |-> [p \in Partitions |-> NoMark], row |-> [k \in Documents |-> Absent],
+              mark |-> [p \in Partitions |-> NoMark], id |-> [p \in Partitions |-> None], row |-> [k \in Documents |-> Absent],
               chunks |-> [k \in Documents |-> {}], letters |-> <<>>, scope |-> None,
               graves |-> [k \in Documents |-> {}]]
   /\ history = 0 /\ backup = <<>> /\ open = {} /\ saving = {} /\ dlq = {}
@@ -221,9 +223,11 @@ Claim(w, p) ==
      /\ kept \/ \A tx \in open : tx.p # p \/ ~tx.locks
      /\ claimIds' = IF kept THEN claimIds ELSE claimIds + 1
      /\ table' = [table EXCEPT !.claims[p] = new]
-     /\ lives' = [lives EXCEPT ![w][p] = [NoLife EXCEPT !.ph = "claimed", !.c = new, !.nx = table.next[p], !.mark = table.mark[p]]]
+     /\ lives' = [lives EXCEPT ![w][p] = [NoLife EXCEPT !.ph = "claimed", !.c = new, !.nx = table.next[p], !.mark = table.mark[p], !.id = table.id[p]]]
   /\ UNCHANGED <<broker, group, history, backup, open, saving, dlq, queue, tasks, counts, ghost>>
 
+\* what the broker tells of the topic
+Told(id) == IF TopicIds = "none" THEN None ELSE id
 \* lifecycle.decide_start
 Start(p, next) ==
   IF StartAt = "kafka" THEN (IF committed[p] # None THEN committed[p] ELSE IF next # None THEN next ELSE first[p])
@@ -237,15 +241,15 @@ Begin(w, p) ==
          next  == IF ahead /\ SecondLook THEN table.next[p] ELSE life.nx
          alarm == committed[p] # None /\ next # None /\ committed[p] > next
          other == life.mark.o # None /\ life.mark.o < End(p) /\ life.mark.o >= first[p] /\ life.mark.inc # inc
-         halts == (Landmarks /\ other) \/ (next # None /\ (next > End(p) \/ next < first[p]))
+         halts == (Landmarks /\ other) \/ (TopicIds # "none" /\ life.id \notin {None, inc}) \/ (next # None /\ (next > End(p) \/ next < first[p]))
          at    == Start(p, next) IN
      IF halts THEN lives' = [lives EXCEPT ![w][p] = [NoLife EXCEPT !.ph = "halted"]] /\ UNCHANGED <<table, ghost>>
      ELSE /\ ghost' = [ghost EXCEPT !.alarm = IF ~alarm THEN @ ELSE IF ghost.lowered[p] THEN "lowered" ELSE "plain", !.high[p] = Max(@, at),
                                     !.lowered[p] = @ \/ at < table.next[p]]
           /\ IF ~Passes(p, life.c)
              THEN lives' = [lives EXCEPT ![w][p] = Fenced(life)] /\ UNCHANGED table
-             ELSE /\ table' = IF WriteBack \/ table.next[p] = None THEN [table EXCEPT !.next[p] = at] ELSE table
-                  /\ lives' = [lives EXCEPT ![w][p] = [life EXCEPT !.ph = "running", !.nx = at]]
+             ELSE /\ table' = [table EXCEPT !.next[p] = IF WriteBack \/ @ = None THEN at ELSE @, !.id[p] = Told(inc)]
+                  /\ lives' = [lives EXCEPT ![w][p] = [life EXCEPT !.ph = "running", !.nx = at, !.id = Told(inc)]]
   /\ UNCHANGED <<broker, group, history, backup, open, saving, dlq, queue, tasks, counts, claimIds>>
 
 \* partitions._reclaim: after a heartbeat has confirmed the assignment
@@ -281,6 +285,14 @@ Track(w, p) ==
 \* Flow._fail: the log ends before our position
 OutOfRange(w, p) ==
   /\ lives[w][p].ph = "running" /\ lives[w][p].nx > End(p)
+  /\ lives' = [lives EXCEPT ![w][p] = [NoLife EXCEPT !.ph = "halted"]]
+  /\ queue' = [queue EXCEPT ![w] = [k \in Keys |-> Dropped(@[k], p, lives[w][p].c)]]
+  /\ UNCHANGED <<broker, group, server, open, saving, dlq, tasks, counts, claimIds, ghost>>
+
+\* partitions._compare_topics, before progress is saved and again every minute
+IsAnother(life) == TopicIds = "run" /\ life.id # inc
+CompareTopics(w, p) ==
+  /\ lives[w][p].ph \in Owning /\ IsAnother(lives[w][p])
   /\ lives' = [lives EXCEPT ![w][p] = [NoLife EXCEPT !.ph = "halted"]]
   /\ queue' = [queue EXCEPT ![w] = [k \in Keys |-> Dropped(@[k], p, lives[w][p].c)]]
   /\ UNCHANGED <<broker, group, server, open, saving, dlq, tasks, counts, claimIds, ghost>>
@@ -453,10 +465,12 @@ SaveProgress(w, p) == LET life == lives[w][p]  far == Committable(life) IN
   /\ UNCHANGED <<broker, group, server, open, dlq, tasks, counts, claimIds, ghost>>
 Saved == \E save \in saving : LET p == save.p  next == Max(table.next[p], save.far) IN
   /\ saving' = saving \ {save}
-  /\ table' = [table EXCEPT !.next[p] = next,
-                            !.mark[p] = IF save.mark.o = None \/ save.far < table.next[p] THEN @ ELSE save.mark]
-  /\ ghost' = [ghost EXCEPT !.high[p] = Max(@, next)]
-  /\ IF Owns(lives[save.w][p], save.c) THEN lives' = [lives EXCEPT ![save.w][p].tell = next] ELSE UNCHANGED lives
+  /\ IF SaveUpdates /\ (table.next[p] = None \/ table.claims[p].inc # save.c.inc)
+     THEN UNCHANGED <<table, ghost, lives>>    \* the operator's word has removed the row that it has seen
+     ELSE /\ table' = [table EXCEPT !.next[p] = next,
+                                    !.mark[p] = IF save.mark.o = None \/ save.far < table.next[p] THEN @ ELSE save.mark]
+          /\ ghost' = [ghost EXCEPT !.high[p] = Max(@, next)]
+          /\ IF Owns(lives[save.w][p], save.c) THEN lives' = [lives EXCEPT ![save.w][p].tell = next] ELSE UNCHANGED lives
   /\ UNCHANGED <<broker, group, history, backup, open, dlq, queue, tasks, counts, claimIds>>
 \* Source.commit: the broker takes any offset from anybody here, which is worse than it is
 Tell(w, p) == LET life == lives[w][p]  far == IF TableFirst THEN life.tell ELSE Committable(life) IN
@@ -490,7 +504,8 @@ Word ==
        !.claims = [p \in Partitions |-> [e |-> @[p].e + (IF WordFences THEN 1 ELSE 0), id |-> IF WordFences THEN claimIds + 1 ELSE @[p].id,
                                               h |-> @[p].h, inc |-> inc, w |-> "nobody"]],
        !.next = IF WordForgets THEN [p \in Partitions |-> None] ELSE @,
-       !.mark = IF WordForgets THEN [p \in Partitions |-> NoMark] ELSE @]
+       !.mark = IF WordForgets THEN [p \in Partitions |-> NoMark] ELSE @,
+       !.id = IF WordForgets THEN [p \in Partitions |-> None] ELSE @]
   /\ owner' \in [Partitions -> Workers] /\ seen' = Unheard
   /\ ghost' = [ghost EXCEPT !.high = [p \in Partitions |-> None]]
   /\ UNCHANGED <<broker, rebalances, history, backup, open, saving, dlq, worker, counts>>
@@ -515,7 +530,7 @@ Work(w) ==
   \/ RecordLetter(w) \/ Publish(w) \/ MarkPublished(w) \/ PublishLate(w)
   \/ \E k \in Keys : Take(w, k)
   \/ \E p \in Partitions : Claim(w, p) \/ Begin(w, p) \/ ClaimAgain(w, p) \/ Probe(w, p) \/ Poll(w, p) \/ Track(w, p)
-       \/ OutOfRange(w, p) \/ SaveProgress(w, p) \/ Tell(w, p)
+       \/ OutOfRange(w, p) \/ CompareTopics(w, p) \/ SaveProgress(w, p) \/ Tell(w, p)
 Next ==
   \/ Rebalance \/ Backup \/ Restore \/ Commit \/ Abort \/ Orphan \/ Saved \/ Land \/ Replay \/ Recreate \/ Word
   \/ \E w \in Workers : Work(w)
@@ -581,14 +596,14 @@ Scopes == {Record(p, o).v : <<p, o>> \in {<<q, n>> \in Partitions \X (0..9) : n 
 Swept(row) == IF \E v \in Scopes : row # Absent /\ row.v <= v THEN Absent ELSE row
 Shown(row) == IF row.del THEN <<>> ELSE <<row.v, row.text>>
 MayDie(k) == \E p \in Partitions : \E o \in 0..End(p) - 1 : Record(p, o).k = k /\ Record(p, o).poison = "maybe"
-IsRead(p) == LET life == lives[owner[p]][p] IN life.ph = "running" /\ life.nx = End(p) /\ IsLive(p, life.c)
+IsRead(p) == LET life == lives[owner[p]][p] IN life.ph = "running" /\ life.nx = End(p) /\ IsLive(p, life.c) /\ ~IsAnother(life)
 Quiet ==
   /\ open = {} /\ saving = {} /\ late = <<>>
   /\ \A w \in Workers : seen[w] /\ tasks[w] = {} /\ \A k \in Keys : queue[w][k] = <<>>
   /\ \A p \in Partitions : owner[p] # "nobody" /\ committed[p] = End(p) /\ IsRead(p)
-Told(k) == inc = 0 \/ \E p \in Partitions : \E o \in 0..End(p) - 1 : Record(p, o).k = k
+IsTold(k) == inc = 0 \/ \E p \in Partitions : \E o \in 0..End(p) - 1 : Record(p, o).k = k
 \* S2: when all is read, the table is the log (of another creation, the documents are left that it does not tell of)
-S2 == Quiet => \A k \in {d \in Documents : Told(d)} : LET fold == Swept(FoldLog(k, 0, 0, Absent))  row == table.row[k] IN
+S2 == Quiet => \A k \in {d \in Documents : IsTold(d)} : LET fold == Swept(FoldLog(k, 0, 0, Absent))  row == table.row[k] IN
   IF MayDie(k) THEN fold = Absent \/ MayFollow(row, fold) ELSE Shown(row) = Shown(fold)
 \* S4: nothing is written under a claim that was superseded
 S4 == ~ghost.zombie

@@ -1,6 +1,6 @@
 """All cases of the model: as built, then one mechanism removed at a time."""
 
-from tests.model.cases import AGAIN_CHECKS, Case, known, mended, no_need, without
+from tests.model.cases import AGAIN_CHECKS, Case, known, no_need, without
 
 STAYS = {"MaxRebalances": 1}
 MOVES = {"MaxRebalances": 2}
@@ -45,6 +45,9 @@ BUILT = [
     Case("built: scope delete", "scope", STAYS),
     Case("built: topic created again", "again", AGAIN, checks=AGAIN_CHECKS),
     Case("built: topic created again, shorter", "again, tombstone", AGAIN, checks=AGAIN_CHECKS),
+    Case("built: topic created again early", "again, tombstone", EARLY, checks=AGAIN_CHECKS),
+    Case("built: topic created again as it runs", "again", RUNNING, checks=AGAIN_CHECKS),
+    Case("built: topic created again, poison", "again, poison", AGAIN, checks=AGAIN_CHECKS),
     Case("built: tombstones purged", "dead", PURGED | {"MaxRewinds": 1}, checks=PURGED_CHECKS),
     Case("built: drains", "one", MOVES, checks=("L1",)),
     Case("built: drains, held", "bad", {"MaxHolds": 1}, checks=("L1",)),
@@ -52,25 +55,8 @@ BUILT = [
 
 # What the protocol does not keep as it is built.
 KNOWN = [
-    known("known: topic created again before a landmark", "S2", "again, tombstone", EARLY),
-    known("known: topic created again under running workers", "S2", "again", RUNNING),
-    known(
-        "known: a mark meets a letter of the topic's next creation",
-        "S7",
-        "again, poison",
-        AGAIN,
-    ),
     known("known: false alarm behind a start written back", "AlarmsEver", "one", MOVES),
     known("known: delete without version across partitions", "S2", "crossed", STAYS),
-]
-
-MENDED = [
-    mended(
-        "mended: a letter is marked by its own incarnation",
-        "again, poison",
-        AGAIN,
-        MarkNames="letter",
-    ),
 ]
 
 WITHOUT = [
@@ -142,10 +128,27 @@ WITHOUT = [
     without("no barriers", "S5", "null, replay", STAYS, Barriers=False),
     without("same content settles", "S2", "same", STAYS, Bump=False),
     without("held goes on as it was", "L1", "bad", {"MaxHolds": 1}, HoldAnew=False),
-    without("no landmark", "S2", "again", AGAIN, Landmarks=False),
+    without("no landmark, no ids", "S2", "again", AGAIN, Landmarks=False, TopicIds="none"),
+    without("no ids, created again early", "S2", "again, tombstone", EARLY, TopicIds="none"),
+    without("ids compared at the claim only", "S2", "again", RUNNING, TopicIds="claim"),
+    Case(
+        "progress saved where none was begun",
+        "again",
+        RUNNING,
+        {"SaveUpdates": False},
+        ("S3Table",),
+        "S3Table",
+    ),
+    without("marks of the claim's topic", "S7", "again, poison", AGAIN, MarkNames="claim"),
     without("orders without incarnation", "S2", "again", AGAIN, Incarnations=False),
     without(
-        "word that keeps the progress", "S2", "again", AGAIN, WordForgets=False, Landmarks=False
+        "word that keeps the progress",
+        "S2",
+        "again",
+        AGAIN,
+        WordForgets=False,
+        Landmarks=False,
+        TopicIds="none",
     ),
     without("scope without its barrier", "S2", "scope", STAYS, ScopeBarrier=False),
     without("writes that do not look at scopes", "S2", "scope", STAYS, ScopeChecked=False),
@@ -158,7 +161,8 @@ WITHOUT = [
         {"WordFences": False},
         checks=AGAIN_CHECKS,
     ),
+    Case("no landmark", "again", AGAIN, {"Landmarks": False}, checks=AGAIN_CHECKS),
     no_need("progress saved without a claim", "one", MOVES, SaveFenced=False),
 ]
 
-CASES = [*BUILT, *WITHOUT, *KNOWN, *MENDED]
+CASES = [*BUILT, *WITHOUT, *KNOWN]

@@ -27,6 +27,7 @@ MECHANISMS: dict[str, Any] = {
     "TrackerDies": True,
     "Tracking": "batch",
     "TableFirst": True,
+    "SaveUpdates": True,
     "SaveFenced": True,
     "StartAt": "min",
     "SecondLook": True,
@@ -34,11 +35,12 @@ MECHANISMS: dict[str, Any] = {
     "LedgerFirst": True,
     "AckFirst": True,
     "MarkFirst": True,
-    "MarkNames": "claim",
+    "MarkNames": "letter",
     "Vouched": "ledger",
     "Bump": True,
     "HoldAnew": True,
     "Landmarks": True,
+    "TopicIds": "run",
     "Incarnations": True,
     "WordFences": True,
     "WordForgets": True,
@@ -98,8 +100,3 @@ def no_need(name: str, scenario: str, world: dict[str, Any], **removed: Any) -> 
 def known(name: str, finds: str, scenario: str, world: dict[str, Any]) -> Case:
     """Return a case in which something breaks as it is built."""
     return Case(name, scenario, world, {}, (finds,), finds)
-
-
-def mended(name: str, scenario: str, world: dict[str, Any], **changed: Any) -> Case:
-    """Return a case in which a known weakness is mended."""
-    return Case(name, scenario, world, changed, AGAIN_CHECKS)

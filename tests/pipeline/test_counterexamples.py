@@ -256,6 +256,27 @@ def test_c2_a_task_of_before_completes_nothing_when_the_partition_is_back(seed, 
     live(story, seed=seed, partitions=1, settings=with_options(kafka={"drain_seconds": 0.5}))
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_c2_a_work_of_an_old_claim_completes_nothing_under_the_next_one(seed):
+    """Its row is there, its answer is late, and its record is being worked on again."""
+
+    async def story(universe):
+        gate = Gate()
+        universe.hook = gate.of_call("apply", "committed")
+        universe.publish(upsert("a", 1, "one"))
+        worker = universe.start().worker
+        await gate.reached.wait()
+        await MemoryClaims(universe.database).claim(GROUP, ONLY, "thief")
+        await until(universe, lambda: worker.dispatch.scheduler.documents == 2)
+        assert (worker.counters.fenced, worker.counters.claims) == (1, 2)
+        gate.open.set()
+        await universe.settled()
+        assert worker.counters.outcomes == {("unchanged", ""): 1}
+        assert (worker.counters.fenced, worker.counters.claims) == (1, 2)
+
+    live(story, seed=seed, partitions=1)
+
+
 # ---- C3: what was polled and not tracked ----
 
 

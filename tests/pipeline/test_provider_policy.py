@@ -264,6 +264,25 @@ def test_where_every_other_call_fails_no_more_is_sent_than_a_fifth_above_what_it
     live(story, settings=with_options(BUSY, embedding={"max_inputs": inputs}))
 
 
+def test_what_fails_first_spends_the_budget_of_retries_and_everybody_else_waits_for_long():
+    """500 tokens at 14 are 35 quick retries; then each waits 5 s on average."""
+
+    async def story(universe):
+        async def script(request):
+            raise ProviderUnavailable("503", status=503)
+
+        universe.embedder.script = script
+        universe.start()
+        fill(universe, 100)
+        await universe.embedder.in_flight(1)
+        await asyncio.sleep(2)
+        assert 100 + 35 <= universe.embedder.requests <= 100 + 35 + 2 * (100 * 2 / 10)
+
+    queue = {"max_in_flight": 100}
+    embedding = {"concurrency": 100, "connections_per_host": 100}
+    live(story, settings=with_options(BUSY, queue=queue, embedding=embedding))
+
+
 class Quota:
     """A provider that takes so many requests in each window, and tells when the next begins."""
 

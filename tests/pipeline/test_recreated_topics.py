@@ -1,13 +1,11 @@
 """
 A topic that is created again while nobody looks: either it is noticed, or it is read rightly.
 
-The stories are traces of the model (`tests/model`, the cases named "known").
+The stories are traces of the model (`tests/model`, its cases of a topic created again).
 """
 
 import asyncio
 from functools import partial
-
-import pytest
 
 from tests.support import universe as universes
 from tests.support.universe import GROUP, ONLY, TOPIC, tombstone, upsert
@@ -33,7 +31,6 @@ async def read_or_halted(universe, member):
     return "read"
 
 
-@pytest.mark.xfail(strict=True, reason="nothing is known yet by which the log is recognised")
 def test_a_topic_created_again_before_any_progress_was_saved_loses_nothing_silently():
     async def story(universe):
         async def no_progress(call, moment):
@@ -55,7 +52,6 @@ def test_a_topic_created_again_before_any_progress_was_saved_loses_nothing_silen
     live(story, partitions=1)
 
 
-@pytest.mark.xfail(strict=True, reason="a log is compared when its partition is claimed")
 def test_a_topic_created_again_under_a_running_worker_loses_nothing_silently():
     async def story(universe):
         member = universe.start()
@@ -86,6 +82,7 @@ def test_a_letter_of_the_topic_before_marks_no_letter_of_the_topic_after_it():
         frozen = universe.start()
         await marking.wait()
         await create_again(universe, upsert("b", 1, "refused too"))
+        universe.broker.topic_ids.clear()  # as a broker before Kafka 2.8, which tells none
         state = universe.database.state
         state.claims[GROUP, ONLY] = state.claims[GROUP, ONLY]._replace(
             epoch=9, claim_id=universe.database.fresh_claim_id(), incarnation=1

@@ -1,12 +1,17 @@
 """
-What must hold in a universe at every moment (protocol, section 2: S1, S3, S6, S7).
+What must hold in a universe at every moment (protocol, section 2: S1, S3, S4, S6, S7).
 
-Reads only the broker's log and the tables. `Audit.check` raises `Broken` with the anomaly's
-name at the first commit, of the database or of the group, after which a promise is broken.
+Reads the broker's log and the tables, and of the workers only what each carries. `Audit.check`
+raises `Broken` with the anomaly's name at the first commit, of the database or of the group,
+after which a promise is broken, and at each one from then on: a worker may have caught it.
 """
 
 from schemas.codec import Limits, Undecodable, decode_record
+from schemas.dead_letter import parse_dead_letter
 from schemas.events import DocumentUpserted, ScopeDeleted, Tombstone
+from worker.adapters.memory_ledger import MemoryLedger
+from worker.adapters.memory_store import MemoryStore
+from worker.core.lifecycle import Phase
 from worker.core.model import DocumentKey, Order, Partition
 
 
@@ -14,16 +19,55 @@ class Broken(AssertionError):
     """A promise does not hold."""
 
 
+class WatchedStore(MemoryStore):
+    """Tells the audit of each document that is written, before it is."""
+
+    def __init__(self, database, audit) -> None:
+        super().__init__(database)
+        self._audit = audit
+
+    def _write(self, write) -> None:
+        self._audit.writes(write.claim, write.change.key)
+        super()._write(write)
+
+
+class WatchedLedger(MemoryLedger):
+    """Tells the audit of each dead letter that is written, before it is."""
+
+    def __init__(self, database, audit) -> None:
+        super().__init__(database)
+        self._audit = audit
+
+    def _write(self, key, letter):
+        self._audit.writes(letter.claim, key)
+        return super()._write(key, letter)
+
+
+def carried(queue):
+    """Yield all works that a queue holds: waiting, in flight, and parked under those."""
+    for works in queue._queues.values():
+        yield from works
+    for work in queue.works_in_flight():
+        yield from (work, *work.parked)
+
+
 class Audit:
-    """Checks a universe after every commit, and as a whole at its end."""
+    """
+    Checks a universe after every commit, and as a whole at its end.
+
+    `is_poison` tells of an event whether a dead letter is its right end; None: any may be.
+    """
 
     def __init__(self, universe, group) -> None:
         self.universe = universe
         self.group = group
         self.seen = {}
-        self.checks = 0
+        self.is_poison = None
+        self._broken = None
         self._events = {}
         self._said = {}
+        self._vectors = {}
+        self._letters = {}
 
     # ---- the log, read independently ----
 
@@ -46,11 +90,27 @@ class Audit:
     # ---- the promises ----
 
     def check(self) -> None:
-        self.checks += 1
-        self._no_row_goes_back()
-        self._everything_told_is_covered()
-        self._chunks_are_those_of_the_row()
-        self._kafka_is_not_ahead()
+        if self._broken is not None:
+            raise self._broken
+        try:
+            self._whatever_is_carried_is_in_flight()
+            self._no_row_goes_back()
+            self._everything_told_is_covered()
+            self._chunks_are_those_of_the_row()
+            self._kafka_is_not_ahead()
+            self._letters_are_published_and_deserved()
+        except Broken as broken:
+            self._broken = broken
+            raise
+
+    def writes(self, claim, what) -> None:
+        """Nobody writes under a claim that is not the newest."""
+        row = self.universe.database.state.claims.get((claim.group, claim.partition))
+        newest = None if row is None else (row.epoch, row.claim_id)
+        history = self.universe.database.history
+        if (newest, history) != ((claim.epoch, claim.claim_id), claim.history):
+            self._broken = Broken(f"zombie-write: {what} under {claim}, the newest is {row}")
+            raise self._broken
 
     def _no_row_goes_back(self) -> None:
         rows = self.universe.database.state.documents
@@ -132,6 +192,16 @@ class Audit:
             contents = {chunk.content for chunk, _ in row.chunks.values()}
             if contents != self._wanted(key, row):
                 raise Broken(f"torn: {key} shows {contents}")
+            for chunk, vector in row.chunks.values():
+                if vector != self._vector(key.collection, chunk.content):
+                    raise Broken(f"wrong-vector: {key} {chunk.content!r}")
+
+    def _vector(self, name, content):
+        collection = self.universe.database.state.collections[name]
+        place = collection.model, collection.dimensions, content
+        if place not in self._vectors:
+            self._vectors[place] = self.universe.vector_of(content, *place[:2])
+        return self._vectors[place]
 
     def _wanted(self, key, row):
         stored = row.stored
@@ -140,7 +210,8 @@ class Audit:
         order = stored.order
         log = self.universe.broker.log((order.topic, order.partition))
         event = self.event(log.at(order.offset))
-        assert isinstance(event, DocumentUpserted), key
+        if not isinstance(event, DocumentUpserted):
+            raise Broken(f"resurrected: {key} is shown, and was deleted by {order}")
         text = event.text.replace("\0", "\ufffd")
         return self.universe.pieces(text)
 
@@ -152,6 +223,37 @@ class Audit:
         for key, offset in self.universe.broker.committed.items():
             if offset > self._said.get(key, -1):
                 raise Broken(f"kafka-ahead-of-next_offset: {key} {offset} {self._said}")
+
+    def _letters_are_published_and_deserved(self) -> None:
+        state = self.universe.database.state
+        told = self._told() if state.letters else ()
+        for key, row in state.letters.items():
+            place = (*key.partition, key.offset)
+            if row.state != "pending" and place not in told:
+                raise Broken(f"dlq-missing: {place} is {row.state} and not in its topic")
+            event = self.event(row.letter.record)
+            if self.is_poison is not None and event is not None and not self.is_poison(event):
+                raise Broken(f"dlq-extra: {place} for {row.letter.reason}")
+
+    def _told(self):
+        """Return the places of the records that the dead-letter topic holds."""
+        (topic,) = self.universe.broker.partitions(["documents.dead-letters"])
+        for letter in self.universe.broker.log(topic).records[len(self._letters) :]:
+            envelope, _ = parse_dead_letter(letter.headers)
+            place = (envelope.topic, envelope.partition, envelope.offset)
+            self._letters[letter.position.offset] = place
+        return set(self._letters.values())
+
+    def _whatever_is_carried_is_in_flight(self) -> None:
+        """No work completes an offset that another one is still carried for."""
+        for member in self.universe.members:
+            dispatch = member.worker.dispatch
+            for work in carried(dispatch.scheduler):
+                life = dispatch._lives.find(work.claim.partition)
+                if life is None or life.phase is not Phase.RUNNING or life.claim != work.claim:
+                    continue
+                if not life.has_in_flight(work.position.offset):
+                    raise Broken(f"settled-in-flight: {work.position} under {work.claim}")
 
     # ---- the end ----
 

@@ -97,6 +97,13 @@ def instruments() -> str:
     return table(titles, rows)
 
 
+def planted() -> str:
+    """Every planted bug, and the run that catches it."""
+    from tests.planted.picture import picture  # the tests that it names import pytest
+
+    return picture()
+
+
 def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Return a Markdown table."""
     lines = [titles, ("---",) * len(titles), *rows]
@@ -161,6 +168,7 @@ GENERATED: dict[str, Callable[[], str]] = {
         specification.dead_letter_headers_schema
     ),
     "schemas/json/asyncapi.json": _json(specification.async_api),
+    "tests/planted/README.md": planted,
 }
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import for_code
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from tests.support.servers import local_image, open_folder
 from worker.embedded.kafka import EmbeddedKafka
@@ -83,6 +83,7 @@ class Topics:
     """Topics made for one test, and deleted after it."""
 
     admin: AIOKafkaAdminClient
+    replicas: int = 1
     made: list[str] = field(default_factory=list)
 
     async def create(
@@ -96,7 +97,7 @@ class Topics:
         name = name or f"topic-{uuid4().hex[:12]}"
         # Many records of tests are of 1970: retention would remove them 30 s after the start.
         settings = {"retention.ms": "-1"} | dict(config or {})
-        topic = NewTopic(name, partitions, 1, topic_configs=settings)
+        topic = NewTopic(name, partitions, self.replicas, topic_configs=settings)
         answer = await self.admin.create_topics([topic])
         for _, code, message in answer.topic_errors:
             if code:
@@ -110,6 +111,17 @@ class Topics:
         self.made.remove(name)
         await self.admin.delete_topics([name])
 
+    async def create_again(self, name: str, partitions: int = 1) -> None:
+        """Delete a topic that somebody else made, and create it under the same name."""
+        await self.admin.delete_topics([name])
+        while True:  # its name is free once the broker has removed it, in its own time
+            try:
+                await self.create(name=name, partitions=partitions)
+            except TopicAlreadyExistsError:
+                continue
+            self.made.remove(name)
+            return
+
     async def _wait_for_leaders(self, name: str, partitions: int) -> None:
         while True:
             (topic,) = await self.admin.describe_topics([name])
@@ -120,12 +132,12 @@ class Topics:
 
 
 @asynccontextmanager
-async def topics(bootstrap_servers: str) -> AsyncIterator[Topics]:
+async def topics(bootstrap_servers: str, replicas: int = 1) -> AsyncIterator[Topics]:
     """Connect an admin client for one test."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()
     try:
-        made = Topics(admin)
+        made = Topics(admin, replicas)
         yield made
         if made.made:
             await admin.delete_topics(made.made)

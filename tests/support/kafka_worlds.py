@@ -16,6 +16,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from tests.support import kafka_batches
+from tests.support.kafka import topics
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member
 from tests.support.kafka_own import break_on_disk
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
@@ -102,6 +103,9 @@ class MemoryWorld(World):
 
     async def truncate(self, first, number=0):
         self.broker.log(self.partition(number)).truncate(first)
+
+    async def create_again(self):
+        self.broker.create_topic(self.topic)
 
     async def expel(self, member):
         self.broker.expel(member.source)
@@ -192,6 +196,10 @@ class KafkaWorld(World):
                     pass
         finally:
             await reader.stop()
+
+    async def create_again(self):
+        async with topics(self.options.bootstrap_servers) as made:
+            await made.create_again(self.topic)
 
     async def truncate(self, first, number=0):
         admin = AIOKafkaAdminClient(bootstrap_servers=self.options.bootstrap_servers)

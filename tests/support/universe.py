@@ -12,15 +12,14 @@ from functools import partial
 
 from schemas.codec import encode_event, encode_key, encode_scope_key
 from schemas.events import DocumentDeleted, DocumentUpserted, ScopeDeleted, Tombstone
-from tests.support.audit import Audit
+from tests.support.audit import Audit, Broken, WatchedLedger, WatchedStore
 from tests.support.virtual_time import run
 from worker.adapters.memory_database import MemoryDatabase
-from worker.adapters.memory_embedder import MemoryEmbedder
+from worker.adapters.memory_embedder import MemoryEmbedder, vector_of
 from worker.adapters.memory_kafka import MemoryBroker, MemoryDeadLetters, MemorySource
-from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_partitions import MemoryCrashes, MemoryHolds
 from worker.adapters.memory_poison import MemoryPoisons
-from worker.adapters.memory_store import MemoryCatalog, MemoryClaims, MemoryStore
+from worker.adapters.memory_store import MemoryCatalog, MemoryClaims
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.provider import Provider, rate_limits
 from worker.config import (
@@ -76,6 +75,7 @@ class Universe:
         self.partitions = partitions
         self.database = MemoryDatabase()
         self.embedder = MemoryEmbedder()
+        self.vector_of = vector_of
         self.letters = MemoryDeadLetters(self.broker)
         self.members: list[Member] = []
         self.started = 0
@@ -134,8 +134,8 @@ class Universe:
             claims=MemoryClaims(self.database),
             crashes=MemoryCrashes(self.database),
             holds=MemoryHolds(self.database),
-            store=MemoryStore(self.database),
-            ledger=MemoryLedger(self.database),
+            store=WatchedStore(self.database, self.audit),
+            ledger=WatchedLedger(self.database, self.audit),
             poisons=MemoryPoisons(self.database),
             catalog=MemoryCatalog(self.database),
         )
@@ -238,7 +238,11 @@ def with_options(settings=SETTINGS, **sections) -> Settings:
 
 
 def live(story, *, seed=0, limit_seconds=100_000, **options):
-    """Run `story(universe)` in a universe of its own, and end its workers."""
+    """
+    Run `story(universe)` in a universe of its own, and end its workers.
+
+    What does not come about within the limit is `unseen`.
+    """
 
     async def main():
         universe = Universe(seed=seed, **options)
@@ -251,7 +255,10 @@ def live(story, *, seed=0, limit_seconds=100_000, **options):
             for member in list(universe.members):
                 await universe.kill(member)
 
-    return run(main(), seed, limit_seconds)
+    try:
+        return run(main(), seed, limit_seconds)
+    except TimeoutError as error:
+        raise Broken(f"unseen: it has not come about in {limit_seconds} s") from error
 
 
 ONLY = Partition(TOPIC, 0)

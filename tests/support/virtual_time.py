@@ -25,6 +25,17 @@ class _NoSelector(selectors.SelectSelector):
         return []
 
 
+class _Task(asyncio.Task):
+    """A task that a set, where asyncio keeps tasks, orders by its number and not by chance."""
+
+    def __init__(self, *arguments, number, **named) -> None:
+        self._number = number
+        super().__init__(*arguments, **named)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """The loop of one universe."""
 
@@ -33,13 +44,19 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now = 1_000.0
         self._random = random.Random(seed) if seed is not None else None
         self._clock_resolution = 1e-9
-        self.turns = 0
+        self._tasks = 0
+        self.set_task_factory(self._numbered)
+        self.trace = 0
+        """A digest of when how much was ready: equal only where all has run alike."""
 
     def time(self) -> float:
         return self._now
 
+    def _numbered(self, loop, coroutine, **named) -> _Task:
+        self._tasks += 1
+        return _Task(coroutine, loop=loop, number=self._tasks, **named)
+
     def _run_once(self) -> None:
-        self.turns += 1
         while self._scheduled and self._scheduled[0]._cancelled:
             heapq.heappop(self._scheduled)._scheduled = False
         if not self._ready and not self._stopping:
@@ -51,6 +68,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self._random.shuffle(ready)
             self._ready.clear()
             self._ready.extend(ready)
+        self.trace = hash((self.trace, self._now, len(self._ready)))
         self._timer_cancelled_count = 0
         super()._run_once()
 

@@ -111,6 +111,18 @@ async def raw_batches(
     return data or b""
 
 
+async def ask_any(consumer: AIOKafkaConsumer, request: Any) -> Any:
+    """
+    Ask any broker that the client knows of, and return its answer.
+
+    Raises:
+        NotImplementedError: it does not know the request in this version.
+        KafkaError: it does not answer.
+    """
+    client = consumer._client  # noqa: SLF001
+    return await client.send(client.get_random_node(), request)
+
+
 def stable_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
     """Return the last stable offset of the last fetch, None while unknown."""
     state = _state(consumer, partition)

@@ -64,7 +64,7 @@ class Lookup:
         except (Doubtful, CorruptRecordException) as error:
             raise PermanentError(
                 Reason.UNREADABLE_BATCH,
-                f"{place.topic}/{place.partition}, offset {offset}: {error}",
+                f"{partition.name}, offset {offset}: {error}",
             ) from error
 
     @asynccontextmanager

@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
@@ -22,6 +23,7 @@ from worker.adapters.kafka_client import client_arguments, milliseconds
 from worker.adapters.kafka_errors import translate, translated
 from worker.adapters.kafka_flow import Flow
 from worker.adapters.kafka_lookup import Lookup
+from worker.adapters.kafka_topic_ids import topic_ids
 from worker.config import KafkaOptions
 from worker.core.model import Landmark, Partition
 from worker.errors import BrokerUnavailable, ConfigError, FencedError
@@ -143,6 +145,11 @@ class KafkaSource:
             if not first <= offset < end:
                 return None
             return await self._lookup.landmark(partition, offset)
+
+    async def topic_ids(self) -> Mapping[str, UUID]:
+        """Return the ids of our topics, without those whose id no broker tells."""
+        async with self._limited() as consumer:
+            return await topic_ids(consumer, self._options.topics)
 
     async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
         """

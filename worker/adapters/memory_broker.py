@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from worker.core.model import Partition, Position, Record
 from worker.errors import BrokerUnavailable
@@ -233,13 +234,17 @@ class MemoryBroker:
         self.changes = Changes()
         self.down = False
         self.committed: dict[tuple[str, Partition], int] = {}
+        self.topic_ids: dict[str, UUID] = {}
+        self._topics_created = 0
         self._logs: dict[Partition, Log] = {}
         self._groups: dict[str, Group] = {}
         self._faults: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._held: list[tuple[str, dict[Partition, int]]] | None = None
 
     def create_topic(self, topic: str, partitions: int = 1) -> None:
-        """Create a topic, or create it anew, empty."""
+        """Create a topic, or create it anew, empty and with another id."""
+        self._topics_created += 1
+        self.topic_ids[topic] = UUID(int=self._topics_created)
         for number in range(partitions):
             self._logs[Partition(topic, number)] = Log()
         self.changes.announce()

@@ -9,6 +9,7 @@ returned in the same step; nothing is polled before `begin`.
 import asyncio
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
+from uuid import UUID
 
 from schemas.dead_letter import Reason
 from worker.adapters.dead_letter_headers import headers_of
@@ -101,6 +102,13 @@ class MemorySource:
         self._check("landmark")
         record = self._broker.log(partition).at(offset)
         return None if record is None else landmark(record)
+
+    async def topic_ids(self) -> Mapping[str, UUID]:
+        """Return the ids of our topics."""
+        await asyncio.sleep(0)
+        self._check("topic_ids")
+        ids = self._broker.topic_ids
+        return {topic: ids[topic] for topic in self._topics if topic in ids}
 
     async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
         """

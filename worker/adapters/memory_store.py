@@ -78,6 +78,7 @@ class MemoryClaims:
             incarnation=row.incarnation,
             next_offset=progress.next_offset if progress else None,
             landmark=progress.landmark if progress else None,
+            topic_id=progress.topic_id if progress else None,
         )
         await database.reach("claim", "committed")
         return claim
@@ -88,33 +89,33 @@ class MemoryClaims:
         return max(known, default=0)
 
     async def begin(self, claim: Claim, start: int) -> None:
-        """Write the start back as `next_offset`, also downwards."""
+        """Write the start back as `next_offset`, also downwards, with the topic's id."""
         async with self._database.transaction("begin", [claim]) as transaction:
             if claim not in transaction.live:
                 raise FencedError
             progress = self._database.state.progress
             old = progress.get((claim.group, claim.partition))
             progress[claim.group, claim.partition] = Progress(
-                start, old.landmark if old else None
+                start, old.landmark if old else None, claim.topic_id
             )
 
     async def save_progress(self, progress: Mapping[Claim, Progress]) -> dict[Partition, int]:
-        """Raise `next_offset` where the claim is the newest; return what it then is."""
+        """Raise `next_offset` where a claim has begun and is the newest; return what it is."""
         # No lock, as in PostgreSQL: a claim does not wait for it.
         saved: dict[Partition, int] = {}
         async with self._database.transaction("save_progress"):
             for claim, new in progress.items():
-                if self._database.is_live(claim):
-                    saved[claim.partition] = self._raise(claim, new)
+                old = self._database.state.progress.get((claim.group, claim.partition))
+                if old is not None and self._database.is_live(claim):
+                    saved[claim.partition] = self._raise(claim, old, new)
         return saved
 
-    def _raise(self, claim: Claim, new: Progress) -> int:
-        table = self._database.state.progress
-        old = table.get((claim.group, claim.partition))
-        if old is not None and old.next_offset > new.next_offset:
+    def _raise(self, claim: Claim, old: Progress, new: Progress) -> int:
+        if old.next_offset > new.next_offset:
             return old.next_offset
-        landmark = new.landmark or (old.landmark if old else None)
-        table[claim.group, claim.partition] = Progress(new.next_offset, landmark)
+        self._database.state.progress[claim.group, claim.partition] = old._replace(
+            next_offset=new.next_offset, landmark=new.landmark or old.landmark
+        )
         return new.next_offset
 
     async def next_offset(self, group: str, partition: Partition) -> int | None:

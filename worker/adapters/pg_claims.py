@@ -43,40 +43,37 @@ where grp = $1 and topic = $2 and partition = $3
 returning epoch, incarnation, {history} as history
 """
 _PROGRESS = """
-select next_offset, landmark_offset, landmark_timestamp_ms, landmark_key_hash
+select next_offset, topic_id, landmark_offset, landmark_timestamp_ms, landmark_key_hash
 from partition_progress where grp = $1 and topic = $2 and partition = $3
 """
 _BEGIN = """
-insert into partition_progress (grp, topic, partition, next_offset) values ($1, $2, $3, $4)
+insert into partition_progress (grp, topic, partition, next_offset, topic_id)
+values ($1, $2, $3, $4, $5)
 on conflict (grp, topic, partition)
-do update set next_offset = excluded.next_offset, updated_at = now()
+do update set next_offset = excluded.next_offset, topic_id = excluded.topic_id,
+              updated_at = now()
 """
+# Never an insert: the row stands since `begin`, unless an operator has said since then that the
+# topic is another one.
 _SAVE = """
-insert into partition_progress as p (
-    grp, topic, partition, next_offset,
-    landmark_offset, landmark_timestamp_ms, landmark_key_hash
-)
-select w.grp, w.topic, w.partition, w.next_offset,
-       w.landmark_offset, w.landmark_timestamp_ms, w.landmark_key_hash
+update partition_progress p set
+    next_offset = greatest(p.next_offset, w.next_offset),
+    landmark_offset = case when {keeps} then p.landmark_offset else w.landmark_offset end,
+    landmark_timestamp_ms = case when {keeps} then p.landmark_timestamp_ms
+                                 else w.landmark_timestamp_ms end,
+    landmark_key_hash = case when {keeps} then p.landmark_key_hash
+                             else w.landmark_key_hash end,
+    updated_at = now()
 from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::uuid[], $6::text[],
             $7::bigint[], $8::bigint[], $9::bigint[], $10::bytea[])
      as w (grp, topic, partition, epoch, claim_id, history,
            next_offset, landmark_offset, landmark_timestamp_ms, landmark_key_hash)
 join partition_claim c using (grp, topic, partition, epoch, claim_id)
 where w.history = {history}
-order by c.grp, c.topic, c.partition
-on conflict (grp, topic, partition) do update set
-    next_offset = greatest(p.next_offset, excluded.next_offset),
-    landmark_offset = case when {keeps} then p.landmark_offset
-                           else excluded.landmark_offset end,
-    landmark_timestamp_ms = case when {keeps} then p.landmark_timestamp_ms
-                                 else excluded.landmark_timestamp_ms end,
-    landmark_key_hash = case when {keeps} then p.landmark_key_hash
-                             else excluded.landmark_key_hash end,
-    updated_at = now()
-returning topic, partition, next_offset
+  and (p.grp, p.topic, p.partition) = (c.grp, c.topic, c.partition)
+returning p.topic, p.partition, p.next_offset
 """
-_KEEPS_LANDMARK = "excluded.landmark_offset is null or excluded.next_offset < p.next_offset"
+_KEEPS_LANDMARK = "w.landmark_offset is null or w.next_offset < p.next_offset"
 # Only what blocks us, and only workers: same database, role and application name.
 # The end stands in the select list: conditions are checked in no certain order.
 _END_BLOCKERS = """
@@ -128,6 +125,7 @@ class PostgresClaims:
             incarnation=taken["incarnation"],
             next_offset=progress["next_offset"] if progress else None,
             landmark=_landmark(progress) if progress else None,
+            topic_id=progress["topic_id"] if progress else None,
         )
 
     async def _lock(
@@ -165,7 +163,7 @@ class PostgresClaims:
 
     async def begin(self, claim: Claim, start: int) -> None:
         """
-        Write the start back as `next_offset` (also downwards).
+        Write the start back as `next_offset` (also downwards), with the claim's topic id.
 
         Raises:
             FencedError: the claim is not the newest any more.
@@ -173,10 +171,11 @@ class PostgresClaims:
         async with self._database.transaction() as connection:
             if not await live_claims(connection, [claim], self._database.history):
                 raise FencedError
-            await connection.execute(_BEGIN, claim.group, *claim.partition, start)
+            place = (claim.group, *claim.partition)
+            await connection.execute(_BEGIN, *place, start, claim.topic_id)
 
     async def save_progress(self, progress: Mapping[Claim, Progress]) -> dict[Partition, int]:
-        """Raise `next_offset` where the claim is the newest; return what it then is."""
+        """Raise `next_offset` where a claim has begun and is the newest; return what it is."""
         if not progress:
             return {}
         rows = [
@@ -212,5 +211,5 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
 
 
 def _landmark(progress: Any) -> Landmark | None:
-    offset, timestamp_ms, key_hash = tuple(progress)[1:]
+    offset, timestamp_ms, key_hash = tuple(progress)[2:]
     return None if offset is None else Landmark(offset, timestamp_ms, key_hash)

@@ -270,7 +270,7 @@ class Database:
                 max_size=options.pool_max,
                 max_queries=options.pool_max_queries,
                 max_inactive_connection_lifetime=options.pool_inactive_seconds,
-                init=_set_codecs,
+                init=_set_up,
                 reset=_nothing_to_reset,
             )
             if await pool.fetchval("show synchronous_commit") == "off":
@@ -327,6 +327,15 @@ class Database:
                 await self._pool.close()
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             self._pool.terminate()
+
+
+async def _set_up(connection: Connection) -> None:
+    try:
+        await _set_codecs(connection)
+    except BaseException:
+        # asyncpg 0.32 would close it in order, and wait for a silent server beyond all limits.
+        connection.terminate()
+        raise
 
 
 async def _set_codecs(connection: Connection) -> None:

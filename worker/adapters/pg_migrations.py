@@ -150,5 +150,8 @@ class Migrations:
                 await connection.execute(migration.up)
                 await connection.execute(record, migration.version)
         else:
+            # Such a statement waits for the transactions of others, and holds nobody up.
+            await connection.execute("set lock_timeout = 0")
             await connection.execute(migration.up)
+            await connection.execute("reset lock_timeout")
             await connection.execute(record, migration.version)

@@ -42,7 +42,7 @@ class Observation:
         silent_seconds = self._clock() - self._worker.intake.turned_at
         lives = list(self._worker.lives)
         self._seen = {life: self._look(life) for life in lives}
-        stuck = [_name(life) for life in lives if self._is_stuck(life)]
+        stuck = [life.partition.name for life in lives if self._is_stuck(life)]
         is_live = silent_seconds < LOOP_LIMIT_SECONDS and not stuck
         return is_live, {"poll_loop_silent_seconds": round(silent_seconds, 1), "stuck": stuck}
 
@@ -51,7 +51,7 @@ class Observation:
         lives = list(self._worker.lives)
         joined = self._worker.runner.source is not None
         # A flood is the records' fault: another worker would hold the partition as well.
-        waiting = [_name(life) for life in lives if life.phase not in _READY]
+        waiting = [life.partition.name for life in lives if life.phase not in _READY]
         ready = joined and not waiting and not self._worker.runner.stop.is_set()
         return ready, {"in_group": joined, "partitions": len(lives), "not_running": waiting}
 
@@ -109,7 +109,7 @@ class Observation:
 
     def _partition(self, life: PartitionLife) -> Mapping[str, Any]:
         return {
-            "partition": _name(life),
+            "partition": life.partition.name,
             "phase": life.phase.value,
             "epoch": life.claim.epoch if life.claim else None,
             "next_offset": life.progress.next_offset,
@@ -130,7 +130,3 @@ class Observation:
 
     def _is_stuck(self, life: PartitionLife) -> bool:
         return self._clock() - self._seen[life][1] > self._progress_seconds
-
-
-def _name(life: PartitionLife) -> str:
-    return f"{life.partition.topic}/{life.partition.number}"

@@ -34,7 +34,12 @@ def demo(
 
 
 def _end_as_by_an_interrupt(*signals: signal.Signals) -> None:
-    """Let these signals end the command as Ctrl-C does, but for one that is ignored."""
+    """
+    Let these signals end the command as Ctrl-C does, but for one that is ignored.
+
+    Ctrl-C itself never is, though a shell starts what it sends to its background so.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for one in signals:
         if signal.getsignal(one) is not signal.SIG_IGN:
             signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -265,7 +265,7 @@ def _markdown_border(
         if outside := [end for end in ends if not found.fence_around(end)]:
             return _best(view, outside)
     code = found.fence_around(last)
-    if code and last - room < code[0] and code[1] - code[0] <= room:
+    if code and code[1] - code[0] <= room:
         return code[0]
     return _text_border(view, first, last)
 

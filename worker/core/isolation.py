@@ -105,7 +105,7 @@ def _suspect(old: CrashEntry) -> Suspect | None:
 class Isolation:
     """How far a partition runs one record at a time, and which one is suspected."""
 
-    def __init__(self, until: int, suspect: Suspect | None, given_up: int = 0) -> None:
+    def __init__(self, until: int, suspect: Suspect | None, given_up: int) -> None:
         self._until = until
         self._suspect = suspect
         self.given_up = given_up

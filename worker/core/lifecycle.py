@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from enum import Enum
 from hashlib import blake2b
 from typing import NamedTuple
+from uuid import UUID
 
 from worker.core.flood import FloodGuard
 from worker.core.isolation import Isolation
@@ -254,6 +255,15 @@ class Halt(NamedTuple):
     """Why a partition cannot start before an operator has acted."""
 
     problem: str
+
+
+def other_topic(known: UUID | None, seen: UUID | None) -> Halt | None:
+    """Halt where the table was filled from another topic; where an id is missing, go on."""
+    if None in (known, seen) or known == seen:
+        return None
+    return Halt(
+        f"the topic was re-created: its id is {seen}, and the table was filled from {known}"
+    )
 
 
 def landmark(record: Record) -> Landmark:

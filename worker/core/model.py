@@ -79,8 +79,8 @@ class Claim(NamedTuple):
     The right to write for one partition: what every write is fenced with.
 
     `history` names the server's timeline at claim time; another one means that the table may
-    have been restored, and counts as fenced. `next_offset` is what the table says about the
-    partition, None where it has seen nothing.
+    have been restored, and counts as fenced. `next_offset`, `landmark` and `topic_id` are what
+    the table says about the partition, None where it has seen nothing.
     """
 
     group: str
@@ -91,6 +91,7 @@ class Claim(NamedTuple):
     incarnation: int
     next_offset: int | None
     landmark: "Landmark | None" = None
+    topic_id: UUID | None = None
 
 
 class Landmark(NamedTuple):
@@ -102,10 +103,15 @@ class Landmark(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a partition is done, and a settled record below that to know the log by."""
+    """
+    How far a partition is done, and by what the log is known: a settled record, the topic's id.
+
+    The id is written where a claim begins, and stays.
+    """
 
     next_offset: int
     landmark: Landmark | None = None
+    topic_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,5 +1,5 @@
 """
-A real Apache Kafka broker (KRaft, one node) without Docker, for the demo and the tests.
+A real Apache Kafka broker (KRaft) without Docker, for the demo and the tests.
 
 Owns one folder with the broker's data and log, and its process. The jars come from
 `kafka_jars`, the Java from `java`. Ready means that it answered a Kafka request: a mere
@@ -18,8 +18,10 @@ from worker.embedded.java import Java
 from worker.embedded.kafka_jars import kafka_jars
 from worker.embedded.kafka_settings import (
     CONTROLLER,
+    NODE,
     PLAINTEXT,
     SECURED,
+    STATIC,
     USERS,
     Certificates,
     properties,
@@ -39,7 +41,8 @@ class EmbeddedKafka(EmbeddedServer):
     `security` adds the listeners SASL, SASLTLS, TLS and MTLS; what their clients need is in
     `certificates` and `USERS`. `train` makes the AOT cache where there is none, which takes 9 s
     when the broker stops. `advertised` adds plain listeners by name, whose clients are sent to
-    another port: that of a proxy before them.
+    another port: that of a proxy before them. It is a cluster by itself; a port for its
+    `controller` that others know, and `settings` that win over its own, make it one of several.
     """
 
     start_timeout_seconds = 120.0
@@ -53,12 +56,16 @@ class EmbeddedKafka(EmbeddedServer):
         security: bool = False,
         train: bool = False,
         advertised: Mapping[str, int] | None = None,
+        controller: ReservedPort | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder)
         self.certificates = Certificates(self.folder / "tls") if security else None
         self._jars_folder = jars
         self._train = train
         self._advertised = dict(advertised or {})
+        self._controller = controller
+        self._settings = STATIC | dict(settings or {})
         self._data = self.folder / "data"
         self._log = self.folder / "kafka.log"
         self._configuration = self.folder / "server.properties"
@@ -103,11 +110,13 @@ class EmbeddedKafka(EmbeddedServer):
         secured = SECURED if self.certificates else ()
         names = (PLAINTEXT, CONTROLLER, *secured, *self._advertised)
         self._ports = {name: ReservedPort() for name in names}
+        if self._controller is not None:
+            self._ports[CONTROLLER] = self._controller
         if self.certificates is not None:
             self.certificates.create()
         ports = {name: port.number for name, port in self._ports.items()}
         self._configuration.write_text(
-            properties(ports, self._data, self.certificates, self._advertised)
+            properties(ports, self._data, self.certificates, self._advertised, self._settings)
         )
         if not (self._data / "meta.properties").exists():
             self._format(java)
@@ -115,7 +124,8 @@ class EmbeddedKafka(EmbeddedServer):
     def _format(self, java: Java) -> None:
         # Formatting takes a JVM 1-3 s, copying what it makes nothing.
         kind = "secured" if self.certificates else "plain"
-        template = cache_folder() / f"kafka-storage-{java.kafka_version}-{kind}"
+        node = self._settings[NODE]
+        template = cache_folder() / f"kafka-storage-{java.kafka_version}-{kind}-{node}"
         if not template.exists():
             self._run_storage_tool(java)
             with tempfile.TemporaryDirectory(dir=cache_folder()) as beside:

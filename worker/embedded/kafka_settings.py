@@ -1,5 +1,5 @@
 """
-The broker's properties: one KRaft node on loopback, small, quick to start and to come back.
+The broker's properties: a KRaft node on loopback, small, quick to start and to come back.
 
 Also what a broker with secured listeners needs (`Certificates`): users, certificates made by
 the `openssl` program, and the properties that point to them.
@@ -23,10 +23,12 @@ PROTOCOLS = {
     "TLS": "SSL",
     "MTLS": "SSL",
 }
+NODE = "node.id"
+VOTERS = "controller.quorum.voters"
 SECURED = ("SASL", "SASLTLS", "TLS", "MTLS")
 STATIC = {
     "process.roles": "broker,controller",
-    "node.id": "1",
+    NODE: "1",
     "controller.listener.names": CONTROLLER,
     "inter.broker.listener.name": PLAINTEXT,
     "auto.create.topics.enable": "false",
@@ -150,11 +152,13 @@ def properties(
     data: Path,
     certificates: Certificates | None,
     advertised_ports: dict[str, int],
+    own: dict[str, str],
 ) -> str:
     """
     Return the whole of `server.properties` for listeners by name.
 
-    `advertised_ports` is where clients of some of them are sent instead.
+    `advertised_ports` is where clients of some of them are sent instead. A node whose `own`
+    settings name no voters is the only one.
     """
     listeners = {name: f"{name}://{HOST}:{port}" for name, port in ports.items()}
     advertised = [
@@ -162,15 +166,15 @@ def properties(
         for name, port in (ports | advertised_ports).items()
         if name != CONTROLLER
     ]
-    settings = STATIC | {
+    settings = {
+        VOTERS: f"{own[NODE]}@{HOST}:{ports[CONTROLLER]}",
         "listeners": ",".join(listeners.values()),
         "advertised.listeners": ",".join(advertised),
         "listener.security.protocol.map": ",".join(
             f"{name}:{PROTOCOLS.get(name, PLAINTEXT)}" for name in ports
         ),
-        "controller.quorum.voters": f"1@{HOST}:{ports[CONTROLLER]}",
         "log.dirs": str(data),
-    }
+    } | own
     if certificates is not None:
         settings |= certificates.properties()
     return "".join(f"{name}={value}\n" for name, value in settings.items())

@@ -55,11 +55,12 @@ async def plan_skip(
     """
     first, end = await offsets.bounds(partition)
     done = await claims.next_offset(group, partition)
-    name = f"{partition.topic}/{partition.number}"
     if to > end:
-        raise ConfigError(f"{name} ends at offset {end}: nothing to skip up to {to}")
+        raise ConfigError(f"{partition.name} ends at offset {end}: nothing to skip up to {to}")
     if done is not None and to <= done:
-        raise ConfigError(f"{name} is done up to offset {done} already: --to must be above it")
+        raise ConfigError(
+            f"{partition.name} is done up to offset {done} already: --to must be above it"
+        )
     await _try_out(offsets, group, partition, to)
     return Skip(partition, first if done is None else done, to)
 

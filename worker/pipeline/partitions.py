@@ -20,7 +20,15 @@ from schemas.dead_letter import Reason
 from worker import failpoints
 from worker.config import KafkaOptions
 from worker.core.isolation import Isolation
-from worker.core.lifecycle import Halt, Lives, PartitionLife, Phase, Start, decide_start
+from worker.core.lifecycle import (
+    Halt,
+    Lives,
+    PartitionLife,
+    Phase,
+    Start,
+    decide_start,
+    other_topic,
+)
 from worker.core.model import Claim, Partition, Progress
 from worker.errors import FencedError, TransientError
 from worker.pipeline.dispatch import Dispatch
@@ -163,7 +171,9 @@ class Partitions:
 
     async def _start(self, life: PartitionLife, claim: Claim) -> None:
         assert self._source is not None
-        start = await self._decide(self._source, claim)
+        ids = await self._source.topic_ids()
+        topic_id = ids.get(life.partition.topic, claim.topic_id)
+        start = other_topic(claim.topic_id, topic_id) or await self._decide(self._source, claim)
         if not life.is_claiming():
             return  # the group has moved on, and may have given us the partition anew
         if isinstance(start, Halt):
@@ -171,6 +181,7 @@ class Partitions:
             return
         if start.alarm:
             log.error(start.alarm, action="start_alarm", partition=life.partition.name)
+        claim = claim._replace(topic_id=topic_id)
         await self._claims.begin(claim, start.offset)
         life.claim = claim  # what begins in the crash ledger now, `revoked` ends there
         entry = await self._crashes.begin(claim, self._owner, start.offset)
@@ -206,6 +217,7 @@ class Partitions:
         while True:
             await asyncio.sleep(self._options.commit_interval_seconds)
             try:
+                await self._compare_topics()
                 await self.commit()
                 async for life in self._floods.due(self._lag):
                     life.phase = Phase.CLAIMING
@@ -215,6 +227,19 @@ class Partitions:
             for life in self._lives.in_phase(Phase.FENCED):
                 life.phase = Phase.CLAIMING
                 self._spawn(self._reclaim(life))
+
+    async def _compare_topics(self) -> None:
+        """Halt what is read from a topic that was created again, before more of it is told."""
+        claims = [life.claim for life in self._lives if life.claim is not None]
+        if not claims or self._source is None:
+            return
+        with suppress(TransientError):
+            ids = await self._source.topic_ids()
+            for claim in claims:
+                life = self._lives.under(claim)
+                halt = other_topic(claim.topic_id, ids.get(claim.partition.topic))
+                if life is not None and halt is not None:
+                    self._dispatch.halt(life, self._source, halt.problem)
 
     def _lag(self, partition: Partition) -> int | None:
         return None if self._source is None else self._source.lag(partition)

@@ -33,7 +33,7 @@ class Claims(Protocol):
 
     async def begin(self, claim: Claim, start: int) -> None:
         """
-        Write the start back as `next_offset` (also downwards).
+        Write the start back as `next_offset` (also downwards), with the claim's topic id.
 
         Raises:
             FencedError: the claim is not the newest any more.
@@ -41,7 +41,7 @@ class Claims(Protocol):
 
     async def save_progress(self, progress: Mapping[Claim, Progress]) -> dict[Partition, int]:
         """
-        Raise `next_offset` (never lower it) where the claim is still the newest.
+        Raise `next_offset` (never lower it) where the claim has begun and is the newest.
 
         Returns what the table now says for those; what is missing is fenced.
         """

@@ -4,6 +4,7 @@ from collections.abc import Collection as Several
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 from worker.core.model import (
     Landmark,
@@ -88,6 +89,13 @@ class Source(Protocol):
 
     async def landmark(self, partition: Partition, offset: int) -> Landmark | None:
         """Return the landmark of the record at this offset, None: gone, or not readable."""
+
+    async def topic_ids(self) -> Mapping[str, UUID]:
+        """
+        Return the ids of our topics: a topic that was created again has another one.
+
+        Without those that are not there now, or whose id the broker does not tell.
+        """
 
     async def batch(self, partition: Partition, offset: int) -> BatchSpan | None:
         """
