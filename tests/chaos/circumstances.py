@@ -152,6 +152,7 @@ async def strange_provider(world: World) -> list[Verdict]:
             await world.fleet.pass_time(FAULT_SECONDS)
         left = await world.fleet.stop(stranger)
         await world.start(second)
+        await world.shared()
     said = f"{alarm['message']}: {alarm['error']}"
     return [
         *await conclude(world),
