@@ -3,15 +3,10 @@
 import pytest
 
 from tests.chaos import circumstances
+from tests.chaos.world import run
 from tests.support.kafka import topics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.real]
-
-
-async def run(world, verdicts, scenario):
-    async with world:
-        verdicts += await scenario(world)
-    assert all(verdict.held for verdict in verdicts), verdicts
 
 
 async def test_two_topics_that_feed_one_collection(make_world, verdicts, proxied_kafka):

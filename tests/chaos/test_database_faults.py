@@ -3,14 +3,9 @@
 import pytest
 
 from tests.chaos import database_faults
+from tests.chaos.world import run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.real]
-
-
-async def run(world, verdicts, scenario):
-    async with world:
-        verdicts += await scenario(world)
-    assert all(verdict.held for verdict in verdicts), verdicts
 
 
 async def test_a_database_whose_disk_is_full_costs_nothing_but_time(make_world, verdicts):

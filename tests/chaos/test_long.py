@@ -10,6 +10,7 @@ import pytest
 
 from tests.chaos import nemesis, outages, soak
 from tests.chaos.production import TIMERS, production
+from tests.chaos.world import run
 
 pytestmark = [pytest.mark.long, pytest.mark.real]
 
@@ -18,12 +19,6 @@ SOAK_SECONDS = float(os.environ.get("EMBEDFLEET_TEST_SOAK_SECONDS", "600"))
 FAULT_SECONDS = 60.0
 ROUNDS = 20
 TIMED = "tests.chaos.timed"
-
-
-async def run(world, verdicts, scenario):
-    async with world:
-        verdicts += await scenario(world)
-    assert all(verdict.held for verdict in verdicts), verdicts
 
 
 async def test_the_timers_that_users_have(make_world, verdicts):

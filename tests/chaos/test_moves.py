@@ -3,14 +3,9 @@
 import pytest
 
 from tests.chaos import moves
+from tests.chaos.world import run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.real]
-
-
-async def run(world, verdicts, scenario):
-    async with world:
-        verdicts += await scenario(world)
-    assert all(verdict.held for verdict in verdicts), verdicts
 
 
 async def test_a_job_that_is_stuck_in_a_copy_holds_nobody_up(make_world, verdicts):

@@ -3,14 +3,9 @@
 import pytest
 
 from tests.chaos import outages
+from tests.chaos.world import run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.real]
-
-
-async def run(world, verdicts, scenario):
-    async with world:
-        verdicts += await scenario(world)
-    assert all(verdict.held for verdict in verdicts), verdicts
 
 
 async def test_every_network_fault_on_every_link(make_world, verdicts):

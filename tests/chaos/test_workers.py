@@ -3,14 +3,9 @@
 import pytest
 
 from tests.chaos import nemesis
+from tests.chaos.world import run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.real]
-
-
-async def run(world, verdicts, scenario):
-    async with world:
-        verdicts += await scenario(world)
-    assert all(verdict.held for verdict in verdicts), verdicts
 
 
 async def test_fifty_kills_at_all_places_cost_nothing_but_what_was_in_flight(

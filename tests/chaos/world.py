@@ -358,6 +358,13 @@ class World:
         }
 
 
+async def run(world, verdicts, scenario):
+    """Let a scenario happen in a world; all its verdicts must hold."""
+    async with world:
+        verdicts += await scenario(world)
+    assert all(verdict.held for verdict in verdicts), verdicts
+
+
 def _verdict(report: Report, claim: str, names: tuple[str, ...]) -> Verdict:
     found = {name: report.anomalies[name] for name in names if name in report.anomalies}
     measured = "; ".join(f"{name} {len(seen)}x: {seen[0]}" for name, seen in found.items())
