@@ -9,11 +9,12 @@ any others, so an older one may win; with `BENCH_ORDERED=1` they run one after a
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
-from shared import CONCURRENCY, Options, Pipeline, event_of, run_until_terminated
+from shared import Event, Options, Pipeline, event_of, runner
 
 MAX_RECORDS = 500
 
@@ -32,36 +33,34 @@ async def consume(options: Options, *, ordered: bool) -> None:
             polled = await consumer.getmany(timeout_ms=1000, max_records=MAX_RECORDS)
             records = list(chain.from_iterable(polled.values()))
             if records:
-                await _process(pipeline, _by_key(records) if ordered else _alone(records))
+                await pipeline.process_all(_by_key(records) if ordered else _alone(records))
                 await consumer.commit()
 
 
-async def _process(pipeline: Pipeline, lines: Iterable[Sequence[ConsumerRecord]]) -> None:
-    """Process lines of records at once, the records of a line one after another."""
-    slots = asyncio.Semaphore(CONCURRENCY)
-
-    async def work(line: Sequence[ConsumerRecord]) -> None:
-        async with slots:
-            for record in line:
-                await pipeline.process(event_of(json.loads(record.value)))
-
-    async with asyncio.TaskGroup() as group:
-        for line in lines:
-            group.create_task(work(line))
+def _alone(records: Iterable[ConsumerRecord]) -> Iterable[Sequence[Event]]:
+    return ([event_of(json.loads(record.value))] for record in records)
 
 
-def _alone(records: Iterable[ConsumerRecord]) -> Iterable[Sequence[ConsumerRecord]]:
-    return ([record] for record in records)
-
-
-def _by_key(records: Iterable[ConsumerRecord]) -> Iterable[Sequence[ConsumerRecord]]:
-    lines: dict[bytes, list[ConsumerRecord]] = {}
+def _by_key(records: Iterable[ConsumerRecord]) -> Iterable[Sequence[Event]]:
+    lines: dict[bytes, list[Event]] = {}
     for record in records:
-        lines.setdefault(record.key, []).append(record)
+        lines.setdefault(record.key, []).append(event_of(json.loads(record.value)))
     return lines.values()
+
+
+async def until_terminated(options: Options, *, ordered: bool) -> None:
+    """Consume until SIGTERM comes; what is not committed is read again."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await consume(options, ordered=ordered)
+    except asyncio.CancelledError:
+        return
 
 
 if __name__ == "__main__":
     told = Options.from_environment()
     is_ordered = os.environ.get("BENCH_ORDERED") == "1"
-    run_until_terminated(told, consume(told, ordered=is_ordered))
+    with runner(told) as loop:
+        loop.run(until_terminated(told, ordered=is_ordered))

@@ -67,6 +67,27 @@ PEERS = (
         requirements="naive",
         environment=_TUNED | {"BENCH_ORDERED": "1"},
     ),
+    Peer(
+        name="faststream",
+        title="FastStream, acknowledges first, 100 workers",
+        program="faststream_app.py",
+        requirements="faststream",
+        environment=_TUNED,
+    ),
+    Peer(
+        name="faststream-ack",
+        title="FastStream, acknowledges what is stored, 8 workers",
+        program="faststream_app.py",
+        requirements="faststream",
+        environment=_TUNED | {"BENCH_ACK": "1"},
+    ),
+    Peer(
+        name="quix",
+        title="Quix Streams, a sink of newest events",
+        program="quix_app.py",
+        requirements="quix",
+        environment=_TUNED,
+    ),
 )
 
 

@@ -9,8 +9,7 @@ knows the worker. The table exists already: the benchmark makes it, with or with
 import asyncio
 import base64
 import os
-import signal
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -228,19 +227,20 @@ class Pipeline:
         chunks = chunks_of(event.text)
         await self._table.store(event, chunks, await self._embedder.embed(chunks))
 
+    async def process_all(self, lines: Iterable[Sequence[Event]]) -> None:
+        """Process lines of events at once, the events of a line one after another."""
+        slots = asyncio.Semaphore(CONCURRENCY)
 
-def run_until_terminated(options: Options, work: Coroutine[Any, Any, None]) -> None:
-    """Run until the work fails or SIGTERM comes, which cancels it."""
-    factory = uvloop.new_event_loop if options.tuned else None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_cancelled_by_sigterm(work))
+        async def work(line: Sequence[Event]) -> None:
+            async with slots:
+                for event in line:
+                    await self.process(event)
+
+        async with asyncio.TaskGroup() as group:
+            for line in lines:
+                group.create_task(work(line))
 
 
-async def _cancelled_by_sigterm(work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        await work
-    except asyncio.CancelledError:
-        return
+def runner(options: Options) -> asyncio.Runner:
+    """Return what runs coroutines, on uvloop where tuned."""
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop if options.tuned else None)
