@@ -88,6 +88,14 @@ PEERS = (
         requirements="quix",
         environment=_TUNED,
     ),
+    Peer(
+        name="cocoindex",
+        title="CocoIndex 1.0, a topic mapped to a table",
+        program="cocoindex_app.py",
+        requirements="cocoindex",
+        environment=_TUNED | {"COCOINDEX_DISABLE_USAGE_TRACKING": "1"},
+        keeps_state=True,
+    ),
 )
 
 
