@@ -248,9 +248,14 @@ class Stub:
             return _error(429, "beyond the quota", {"Retry-After": str(math.ceil(wait))})
         self.stats.paid(texts, tokens)
         await self._latency()
-        return web.Response(
-            body=self._answer(question, texts, tokens), content_type="application/json"
+        body = answer(
+            self._pool,
+            texts,
+            model=question.model,
+            base64=question.encoding_format == "base64",
+            tokens=tokens,
         )
+        return web.Response(body=body, content_type="application/json")
 
     async def _latency(self) -> None:
         self.stats.in_flight += 1
@@ -260,20 +265,19 @@ class Stub:
         finally:
             self.stats.in_flight -= 1
 
-    def _answer(self, question: _Question, texts: Sequence[str], tokens: int) -> bytes:
-        encode = (
-            self._pool.base64 if question.encoding_format == "base64" else self._pool.floats
-        )
-        parts = [b'{"object":"list","data":[']
-        for index, text in enumerate(texts):
-            before = b"," if index else b""
-            parts.append(b'%b{"object":"embedding","index":%d,"embedding":' % (before, index))
-            parts += encode(text)
-            parts.append(b"}")
-        usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
-        model = msgspec.json.encode(question.model)
-        parts.append(b'],"model":%b,"usage":%b}' % (model, usage))
-        return b"".join(parts)
+
+def answer(pool: Pool, texts: Sequence[str], *, model: str, base64: bool, tokens: int) -> bytes:
+    """Return the body of a right answer."""
+    encode = pool.base64 if base64 else pool.floats
+    parts = [b'{"object":"list","data":[']
+    for index, text in enumerate(texts):
+        before = b"," if index else b""
+        parts.append(b'%b{"object":"embedding","index":%d,"embedding":' % (before, index))
+        parts += encode(text)
+        parts.append(b"}")
+    usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
+    parts.append(b'],"model":%b,"usage":%b}' % (msgspec.json.encode(model), usage))
+    return b"".join(parts)
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
