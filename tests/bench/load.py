@@ -15,6 +15,8 @@ from zlib import crc32
 
 from aiokafka import AIOKafkaProducer
 
+from tests.bench.peers.registry import Newest
+
 COLLECTION = "articles"
 CHUNK_CHARACTERS = 2_000
 UPDATES = 0.25
@@ -30,13 +32,6 @@ class Event(NamedTuple):
     name: str
     key: bytes
     value: bytes
-
-
-class Newest(NamedTuple):
-    """What the table must say of a document in the end."""
-
-    version: int
-    text: str
 
 
 @dataclass

@@ -15,11 +15,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import numpy as np
 
-from tests.bench.load import CHUNK_CHARACTERS, COLLECTION, Newest
+from tests.bench.load import CHUNK_CHARACTERS, COLLECTION
+from tests.bench.peers.registry import Newest, Peer, check, create_table, prepare
 from tests.bench.servers import DIMENSIONS, MODEL, Cost, Servers, cost
 from tests.bench.stub import Pool
 from worker.adapters.pg_catalog import PostgresCatalog
@@ -222,6 +224,60 @@ class Embedfleet(Subject):
 def _log(name: str) -> Path:
     LOGS.mkdir(parents=True, exist_ok=True)
     return LOGS / f"{name}.log"
+
+
+@dataclass(eq=False)
+class Other(Subject):
+    """A peer, as its own documentation would write it, in an environment of its own."""
+
+    peer: Peer = field(kw_only=True)
+    index: bool = False
+
+    @property
+    def table(self) -> str:
+        """The table that it writes."""
+        return f"{self.schema}.peer_chunk"
+
+    async def prepare(self) -> None:
+        """Make its table, and its environment where there is none."""
+        self.name = self.peer.name
+        self._python = await asyncio.to_thread(prepare, self.peer)
+        sql = await self.servers.connect()
+        try:
+            await sql.execute("create extension if not exists vector with schema public")
+            await sql.execute(f"create schema {self.schema}")
+            await sql.execute(create_table(self.table, DIMENSIONS, index=self.index))
+        finally:
+            await sql.close()
+        self._state = Path(self._stack.enter_context(TemporaryDirectory(prefix="embedfleet-")))
+
+    async def start(self, **environment: str) -> asyncio.subprocess.Process:
+        """Start it."""
+        told = {
+            "BENCH_KAFKA": self.servers.kafka.bootstrap_servers,
+            "BENCH_TOPIC": self.topic,
+            "BENCH_GROUP": "bench",
+            "BENCH_POSTGRES": self.servers.postgres.url,
+            "BENCH_TABLE": self.table,
+            "BENCH_PROVIDER": self.provider_url,
+            "BENCH_MODEL": MODEL,
+            "BENCH_DIMENSIONS": str(DIMENSIONS),
+            "BENCH_STATE": str(self._state),
+        }
+        argv = self.peer.command(self._python)
+        return await self.spawn(argv, told | self.peer.environment | environment)
+
+    async def versions(self) -> int:
+        """Return the sum of the versions of all documents."""
+        newest = f"select max(version) as version from {self.table} group by doc_id"
+        found: int = await self.sql.fetchval(
+            f"select coalesce(sum(version), 0)::int from ({newest}) as newest"
+        )
+        return found
+
+    async def wrong(self, newest: Mapping[str, Newest]) -> dict[str, int]:
+        """Compare every document, chunk and vector with what was published."""
+        return vars(await check(self.sql, self.table, newest, _pool().vector))
 
 
 @dataclass
