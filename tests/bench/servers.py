@@ -22,6 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.servers import open_folder
 from worker.embedded.kafka import EmbeddedKafka
+from worker.embedded.kafka_jars import PINS
 from worker.embedded.postgres import EmbeddedPostgres
 
 POSTGRES_SETTINGS = {
@@ -129,11 +130,34 @@ class Servers:
         finally:
             await sql.close()
 
+    async def versions(self) -> dict[str, str]:
+        """Return what servers these are."""
+        sql = await self.connect()
+        try:
+            postgres = await sql.fetchval("show server_version")
+            vector = await sql.fetchval(
+                "select extversion from pg_extension where extname = 'vector'"
+            )
+        finally:
+            await sql.close()
+        settings = ", ".join(f"{name} {value}" for name, value in POSTGRES_SETTINGS.items())
+        return {
+            "Kafka": f"{_kafka_version()}, one broker",
+            "PostgreSQL": f"{postgres}, fsync and synchronous_commit on, {settings}",
+            "pgvector": vector,
+        }
+
     async def connect(self, schema: str = "public") -> asyncpg.Connection:
         """Return a connection of the benchmark's own."""
         return await asyncpg.connect(
             self.postgres.url, server_settings={"search_path": f"{schema}, public"}
         )
+
+
+def _kafka_version() -> str:
+    found = re.search(r"org\.apache\.kafka:kafka-clients:([\d.]+)", PINS.read_text())
+    assert found, f"{PINS.name} names no clients"
+    return found[1]
 
 
 def cost(pid: int) -> Cost:

@@ -125,7 +125,9 @@ async def _replayed(
 ) -> Run:
     """Let a group that has seen nothing read the whole topic."""
     fleet.group = f"{fleet.group}-again"
-    await fleet.start(**environment)
+    # How far it is shows in what is committed.
+    often = {"EMBEDFLEET_KAFKA_COMMIT_INTERVAL_SECONDS": "0.1"}
+    await fleet.start(**environment, **often)
     meter = Meter(fleet.servers, fleet, provider, progress=fleet.read)
     return checked(await measured(meter, load, 0, records))
 
