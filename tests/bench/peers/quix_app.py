@@ -16,6 +16,8 @@ from quixstreams.sinks import BaseSink, SinkBackpressureError
 from shared import Event, Options, Pipeline, event_of, runner
 
 RETRY_SECONDS = 5.0
+CHECKPOINT_EVENTS = 500
+"""By default there is one every 5 s only, and what a backlog gives in 5 s waits in memory."""
 
 
 class PgvectorSink(BaseSink):
@@ -70,6 +72,7 @@ def main() -> None:
         broker_address=options.kafka,
         consumer_group=options.group,
         auto_offset_reset="earliest",
+        commit_every=CHECKPOINT_EVENTS,
         loglevel="WARNING",
     )
     topic = app.topic(options.topic, key_deserializer="bytes", value_deserializer="json")
