@@ -227,7 +227,7 @@ def _ingest(
         tracing=around.tracing,
         spawn=tasks.spawn,
         sets_aside=around.sets_aside,
-        has_backlog=lambda: scheduler.waiting > 0,
+        lets_in=lambda but: scheduler.waiting > 0 and scheduler.in_flight > but,
     )
     save = Save(
         ports.store,

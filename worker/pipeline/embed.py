@@ -26,9 +26,9 @@ from worker.pipeline.buy import Buy, Piece
 from worker.ports import Embedder, Spawn
 from worker.telemetry import Counters, Tracing
 
-_LINGER_SECONDS = 0.05
-"""What a request that has room waits while others are under way and documents wait for their
-turn: without a backlog nothing waits."""
+_LINGER_SECONDS = 0.1
+"""What a request that has room waits at most while documents wait for their turn, and others
+that are under way will let them in: without a backlog nothing waits."""
 
 
 class Embed:
@@ -46,7 +46,7 @@ class Embed:
         tracing: Tracing,
         spawn: Spawn,
         sets_aside: Callable[[str], bool],
-        has_backlog: Callable[[], bool] = lambda: False,
+        lets_in: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._buy = Buy(
             embedder,
@@ -62,7 +62,7 @@ class Embed:
         self._spawn = spawn
         self._concurrency = options.concurrency
         self._sets_aside = sets_aside
-        self._has_backlog = has_backlog
+        self._lets_in = lets_in
         self._waiting_for: Counter[str] = Counter()
         self._limits = limits or PackLimits(
             max_inputs=options.max_inputs,
@@ -164,8 +164,8 @@ class Embed:
         return self._batchers[model]
 
     def _more_to_come(self) -> bool:
-        """Tell whether requests that end will let other documents in."""
-        return self._has_backlog() and self.requests_in_flight > 0
+        """Tell whether works that end, here or elsewhere, will let other documents in."""
+        return self._lets_in(0 if self.requests_in_flight else self._waiting_for.total())
 
     async def _wait(
         self, piece: Piece, change: ChangeSet, bought: Callable[[], None]
