@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench bench-peers format schemas lock clean
+.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench bench-failures bench-peers format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -57,7 +57,10 @@ model: .venv/installed  ## Check the model of the protocol with TLC; MODEL=--wri
 mutation: .venv/installed  ## Change the core and see that its tests notice; M=offsets: one module.
 	$(PYTHON) -m tests.mutation.run $(M)
 
-bench: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
+bench: .venv/installed bench-peers  ## Measure workers beside their peers; B="--only P7 --peers none": a part.
+	UV=$(UV) $(PYTHON) -m tests.bench $(B)
+
+bench-failures: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy
 
 bench-peers: .venv/installed | $(UV)  ## Install whom the benchmark compares with, each apart.

@@ -222,6 +222,8 @@ class Stub:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/stats", self._stats)
+        for signal_name in ("traces", "metrics"):
+            app.router.add_post(f"/v1/{signal_name}", self._collect)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, HOST, port).start()
@@ -229,6 +231,11 @@ class Stub:
 
     async def _stats(self, _: web.Request) -> web.Response:
         return web.json_response(self.stats.as_json())
+
+    async def _collect(self, request: web.Request) -> web.Response:
+        """Take what an exporter sends, as an OpenTelemetry collector would."""
+        await request.read()
+        return web.Response(content_type="application/x-protobuf")
 
     async def _embeddings(self, request: web.Request) -> web.Response:
         self.stats.requests += 1

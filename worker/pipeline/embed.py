@@ -26,6 +26,10 @@ from worker.pipeline.buy import Buy, Piece
 from worker.ports import Embedder, Spawn
 from worker.telemetry import Counters, Tracing
 
+_LINGER_SECONDS = 0.05
+"""What a request that has room waits while others are under way and documents wait for their
+turn: without a backlog nothing waits."""
+
 
 class Embed:
     """The stage from the new chunks of a change set to their vectors."""
@@ -42,6 +46,7 @@ class Embed:
         tracing: Tracing,
         spawn: Spawn,
         sets_aside: Callable[[str], bool],
+        has_backlog: Callable[[], bool] = lambda: False,
     ) -> None:
         self._buy = Buy(
             embedder,
@@ -57,6 +62,7 @@ class Embed:
         self._spawn = spawn
         self._concurrency = options.concurrency
         self._sets_aside = sets_aside
+        self._has_backlog = has_backlog
         self._waiting_for: Counter[str] = Counter()
         self._limits = limits or PackLimits(
             max_inputs=options.max_inputs,
@@ -151,8 +157,14 @@ class Embed:
                 spawn=self._spawn,
                 slots=self._concurrency,
                 take=lambda pieces: take((piece.weight for piece in pieces), self._limits),
+                linger_seconds=_LINGER_SECONDS,
+                more_to_come=self._more_to_come,
             )
         return self._batchers[model]
+
+    def _more_to_come(self) -> bool:
+        """Tell whether requests that end will let other documents in."""
+        return self._has_backlog() and self.requests_in_flight > 0
 
     async def _wait(
         self, piece: Piece, change: ChangeSet, bought: Callable[[], None]
