@@ -197,7 +197,8 @@ def _tenants_and_edits(seen: Seen) -> Iterator[Verdict]:
     if edits := seen.edits:
         yield Verdict(
             "P11 an edited sentence embeds 1 chunk at the median, <= 4 at p95",
-            f"{edits.median}, {edits.p95} (at most {edits.most}; {edits.documents} documents)",
+            f"{edits.median}, {edits.p95} (at most {edits.most}; in one long paragraph "
+            f"{edits.unbroken_p95} at p95)",
             edits.median == 1 and edits.p95 <= 4,
         )
         yield Verdict(

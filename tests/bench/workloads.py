@@ -57,6 +57,8 @@ class Edits:
     moved: int
     moved_hot: int
     inserted: int
+    unbroken_p95: int
+    """Chunks that differ where the text is one long paragraph."""
 
 
 @asynccontextmanager
@@ -147,20 +149,20 @@ async def edited(servers: Servers, documents: int, chunks: int = 20) -> Edits:
     size = 1_200
     options = ChunkingOptions("text", size, 0)
     load = Load(SEED + 4, updates=0, characters=(chunks * size,))
-    load.in_paragraphs = True
     async with world(servers, "w4", chunking=("text", size)) as (fleet, provider):
         await publish(servers.kafka.bootstrap_servers, fleet.topic, load.take(documents))
         await fleet.start()
         checked(await work_off(servers, fleet, provider, load, documents))
         await fleet.stop()  # who leaves has told all its numbers
         before = await _writes(fleet, provider)
-        changed: list[int] = []
-        events = []
+        changed, unbroken, events = [], [], []
         for name in list(load.newest):
             old = load.newest[name].text
             new = edit(old, chance)
-            have = {chunk.id for chunk in split(old, None, options)}
-            changed.append(sum(chunk.id not in have for chunk in split(new, None, options)))
+            changed.append(_differ(old, new, options))
+            unbroken.append(
+                _differ(*(text.replace("\n\n", " ") for text in (old, new)), options)
+            )
             events.append(load.publish(name, new))
         settled = await fleet.versions()
         await publish(servers.kafka.bootstrap_servers, fleet.topic, events)
@@ -180,7 +182,13 @@ async def edited(servers: Servers, documents: int, chunks: int = 20) -> Edits:
         moved=used["updated"],
         moved_hot=used["hot"],
         inserted=used["inserted"],
+        unbroken_p95=int(np.percentile(unbroken, 95)),
     )
+
+
+def _differ(old: str, new: str, options: ChunkingOptions) -> int:
+    have = {chunk.id for chunk in split(old, None, options)}
+    return sum(chunk.id not in have for chunk in split(new, None, options))
 
 
 def edit(text: str, chance: random.Random) -> str:

@@ -115,6 +115,17 @@ def test_groups_do_not_mix_and_take_turns():
     run(story())
 
 
+def test_tenants_take_turns_inside_a_batch_and_from_one_to_the_next():
+    async def story():
+        async with asyncio.TaskGroup() as group:
+            worked = Worked(group, most=4, held=False, tenant=lambda item: item // 100)
+            for number in (*range(100, 108), 200, 201, 300):
+                group.create_task(worked.batcher.submit(number))
+        assert worked.batches == [[100, 200, 300, 101], [201, 102, 103, 104], [105, 106, 107]]
+
+    run(story())
+
+
 def test_a_caller_that_leaves_takes_its_waiting_item_with_it():
     async def story():
         async with asyncio.TaskGroup() as group:

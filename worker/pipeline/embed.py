@@ -157,6 +157,7 @@ class Embed:
                 spawn=self._spawn,
                 slots=self._concurrency,
                 take=lambda pieces: take((piece.weight for piece in pieces), self._limits),
+                tenant=lambda piece: piece.document.tenant,
                 linger_seconds=_LINGER_SECONDS,
                 more_to_come=self._more_to_come,
             )
