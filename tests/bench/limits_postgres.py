@@ -73,8 +73,8 @@ def _vectors(document: Document, pool: Pool) -> dict[ChunkId, Vector]:
 
 
 Row = tuple[Any, ...]
-_COLUMNS = ("tenant", "id", "chunk_hash", "occurrence", "seq", "content", "span_start")
-_COLUMNS += ("span_end", "heading", "embedding")
+_KEY = ("tenant", "id", "chunk_hash", "occurrence")
+_COLUMNS = (*_KEY, "seq", "content", "span_start", "span_end", "heading", "embedding")
 
 
 def rows(what: Sequence[Document], collection: Collection, pool: Pool) -> list[Row]:

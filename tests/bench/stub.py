@@ -34,8 +34,7 @@ SEED = 1
 CLUSTERS = 64
 MEMBERS = 16
 PIECES = 4
-INTRINSIC_DIMENSIONS = 16
-SPREAD = 0.8  # two texts of a cluster: a cosine of about 1 / (1 + 0.8 ** 2) = 0.6; else 0
+SPREAD = 0.5  # two texts of a cluster: a cosine of about 1 / (1 + 0.5 ** 2) = 0.8; else 0
 FLOAT_DIGITS = 8
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -95,12 +94,10 @@ class Pool:
 
 
 def _clustered(dimensions: int) -> np.ndarray:
-    """Return vectors by cluster and member; they leave a cluster's centre in few directions."""
+    """Return vectors by cluster and member."""
     chance = np.random.default_rng(SEED)
-    directions = chance.normal(size=(INTRINSIC_DIMENSIONS, dimensions))
-    places = chance.normal(size=(CLUSTERS, MEMBERS, INTRINSIC_DIMENSIONS))
     centres = chance.normal(size=(CLUSTERS, 1, dimensions))
-    return centres + SPREAD / math.sqrt(INTRINSIC_DIMENSIONS) * places @ directions
+    return centres + SPREAD * chance.normal(size=(CLUSTERS, MEMBERS, dimensions))
 
 
 def _pieces(rows: np.ndarray, dimensions: int) -> list[Piece]:

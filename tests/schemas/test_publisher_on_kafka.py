@@ -148,9 +148,7 @@ async def test_a_silent_broker_cannot_hold_the_publisher(kafka_server, topic, ca
         pytest.skip("only a broker of our own can be frozen")
     loop = asyncio.get_running_loop()
     limit = 3  # what a busy machine needs for the first record, which arrives
-    publisher = Publisher(
-        kafka_server.bootstrap_servers, topic, delivery_timeout_seconds=limit
-    )
+    publisher = Publisher(kafka_server.bootstrap_servers, topic, delivery_timeout_seconds=limit)
     before = asyncio.all_tasks()
     await publisher.__aenter__()
     await publisher.publish(document(0))

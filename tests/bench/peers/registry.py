@@ -118,9 +118,17 @@ def prepare(peer: Peer, uv: str | None = None) -> Path:
     if uv is None:
         raise FileNotFoundError("uv is needed: run `make bench-peers`")
     subprocess.run(
-        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True
+        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True
     )
-    sync = ("pip", "sync", "--quiet", "--require-hashes", "--python", python, requirements)
+    sync = (
+        "pip",
+        "sync",
+        "--quiet",
+        "--require-hashes",
+        "--python",
+        str(python),
+        str(requirements),
+    )
     subprocess.run([uv, *sync], check=True)
     mark.write_text(wanted)
     return python
@@ -239,7 +247,11 @@ def _holds(halfvec: bytes, vector: np.ndarray) -> bool:
 def main() -> None:
     """Make the environments of all peers."""
     for peer in PEERS:
-        sys.stdout.write(f"{peer.name}: {prepare(peer)}\n")
+        try:
+            python = prepare(peer)
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            sys.exit(f"{peer.name} cannot be installed: {error}")
+        sys.stdout.write(f"{peer.name}: {python}\n")
 
 
 if __name__ == "__main__":
