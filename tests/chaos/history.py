@@ -163,7 +163,9 @@ class History:
             if (*record.order[:3], record.poison) in self.letters
         }
         self.letters = [
-            letter for letter in self.letters if letter.reason != reason or letter[:3] not in told
+            letter
+            for letter in self.letters
+            if letter.reason != reason or letter[:3] not in told
         ]
         self.records = [
             record._replace(poison=reason) if record.order[:3] in blamed - told else record

@@ -386,9 +386,7 @@ def _zombies(history: History) -> Found:
     barriers: dict[Document, Order | None] = {}
     # That a letter is published is a fact, which anybody may write down.
     letters = [entry for entry in history.ledger if entry.state == "pending"]
-    for entry in sorted(
-        (*history.claims, *history.changes, *letters), key=lambda one: one.seq
-    ):
+    for entry in sorted((*history.claims, *history.changes, *letters), key=lambda one: one.seq):
         worker = history.workers.get(entry.port)
         if isinstance(entry, Claimed):
             owners[entry.place] = worker

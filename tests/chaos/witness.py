@@ -9,6 +9,7 @@ proxies' counts. Knows the schema and nothing else of the worker.
 import json
 from collections import Counter, defaultdict
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import asyncpg
@@ -72,7 +73,8 @@ class Witness:
         self._fleet = fleet
         self.samples: list[Sample] = []
         self.states: set[State] = set()
-        self.snapshots = 0
+        self.snapshots = self.sampled = 0
+        self.seconds = 0.0
         self.workers: dict[int, str] = {}
         self._tables: dict[str, str] = {}
 
@@ -89,7 +91,9 @@ class Witness:
 
     async def run(self) -> None:
         """Look again and again; whoever is away is looked at later."""
+        began = monotonic()
         while True:
+            self.seconds = monotonic() - began
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError):
                 await self._look_on()
             await self._fleet.pass_time(_SAMPLE_SECONDS)
@@ -111,6 +115,7 @@ class Witness:
         self.samples.append(
             Sample(seq, {(one.topic, one.partition): at for one, at in committed.items()})
         )
+        self.sampled += 1
 
     async def look(self, connection: Any) -> None:
         """Take a snapshot of all documents, chunk texts included."""
