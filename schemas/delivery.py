@@ -276,7 +276,7 @@ def _cut(producer: AIOKafkaProducer) -> None:
     # Else its sender calls a method that only a transactional producer survives.
     producer._sender._txn_manager = None  # noqa: SLF001
     accumulator = producer._message_accumulator  # noqa: SLF001
-    accumulator._pending_batches = _Forgetful(accumulator._pending_batches)  # noqa: SLF001
+    accumulator._pending_batches = _Forgiving(accumulator._pending_batches)  # noqa: SLF001
     accumulator.fail_all(KafkaTimeoutError("the publisher was closed"))
     for batches in accumulator._batches.values():  # noqa: SLF001
         for batch in batches:
@@ -285,12 +285,10 @@ def _cut(producer: AIOKafkaProducer) -> None:
         connection.close()
 
 
-class _Forgetful(set[Any]):
-    """Batches under way; a batch that fails while it is put back is removed twice."""
+class _Forgiving(set[Any]):
+    """aiokafka 0.14 takes a batch out of this set twice where it ends while it is retried."""
 
-    def remove(self, batch: Any) -> None:
-        """Remove a batch, if it is still there."""
-        self.discard(batch)
+    remove = set.discard
 
 
 def _forget(sent: "asyncio.Queue[_Sent | None]") -> None:

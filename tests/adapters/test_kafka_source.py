@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
+from aiokafka.structs import BrokerMetadata
 
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
 from tests.support.kafka_own import frozen
@@ -269,7 +270,7 @@ async def test_a_commit_that_waits_over_a_rebalance_is_never_sent(world):
 
 
 @pytest.mark.parametrize(
-    "call", ["commit", "committed", "bounds", "landmark", "batch", "confirm"]
+    "call", ["commit", "committed", "bounds", "landmark", "batch", "confirm", "topic_ids"]
 )
 async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypatch, call):
     await world.append_many(1)
@@ -281,11 +282,30 @@ async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypa
         "landmark": (partition, 0),
         "batch": (partition, 0),
         "confirm": (),
+        "topic_ids": (),
     }
     with frozen(broker):
         async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(BrokerUnavailable):
                 await getattr(member.source, call)(*arguments.get(call, (partition,)))
+
+
+async def test_a_broker_that_is_silent_holds_up_no_question_for_the_ids_of_topics(world):
+    member = await world.join()
+    cluster = member.source._consumer._client.cluster
+
+    async def say_nothing(reader, writer):
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        cluster._brokers |= {
+            number: BrokerMetadata(number, "127.0.0.1", port, None)
+            for number in range(100, 109)
+        }
+        for _ in range(5):
+            assert set(await member.source.topic_ids()) == {world.topic}
 
 
 async def test_landmarks_asked_for_at_once_share_one_connection(world, monkeypatch):

@@ -201,7 +201,7 @@ def test_a_hint_of_more_than_two_minutes_is_waited_for_without_a_call():
 def test_a_throttled_request_is_neither_parted_nor_made_smaller():
     async def story(universe):
         await universe.create_collection(LINES)
-        universe.pieces = lambda text: {text[at : at + 10] for at in range(0, len(text), 10)}
+        universe.pieces = lambda text: [text[at : at + 10] for at in range(0, len(text), 10)]
         sizes, loop = [], asyncio.get_running_loop()
         until = loop.time() + 20
 

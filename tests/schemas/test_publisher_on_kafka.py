@@ -9,9 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaTimeoutError
 
-from schemas import delivery
 from schemas.codec import Limits, decode_record
 from schemas.dead_letter import DeadLetterEnvelope, dead_letter_headers, parse_dead_letter
 from schemas.events import DocumentDeleted, DocumentUpserted
@@ -171,40 +169,6 @@ async def test_a_silent_broker_cannot_hold_the_publisher(kafka_server, topic, ca
 
     async with Publisher(kafka_server.bootstrap_servers, topic) as publisher:
         await publisher.publish(document(1))
-
-
-async def under_way(accumulator, acknowledgement):
-    """Wait until the sender has taken the only batch."""
-    async with asyncio.timeout(10):
-        while not accumulator._pending_batches:
-            await asyncio.wait([acknowledgement], timeout=0.01)
-    (batch,) = accumulator._pending_batches
-    return batch
-
-
-async def test_a_batch_that_is_put_back_while_the_publisher_is_cut_off_is_no_error(
-    kafka_server, topic, caplog
-):
-    if kafka_server.embedded is None:
-        pytest.skip("only a broker of our own can be frozen")
-    publisher = Publisher(kafka_server.bootstrap_servers, topic, delivery_timeout_seconds=30)
-    await publisher.open()
-    await publisher.publish(document(0))
-    producer = publisher._delivery._producer
-    accumulator = producer._message_accumulator
-    os.kill(kafka_server.embedded.pid, signal.SIGSTOP)
-    try:
-        acknowledgement = await producer.send(topic, b"1")
-        batch = await under_way(accumulator, acknowledgement)
-        delivery._cut(producer)
-        # As the sender does where its request has failed: it puts the batch back.
-        accumulator._pending_batches.remove(batch)
-        await publisher.close()
-        with pytest.raises(KafkaTimeoutError, match="was closed"):
-            await acknowledgement
-    finally:
-        os.kill(kafka_server.embedded.pid, signal.SIGCONT)
-    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_the_headers_of_a_dead_letter_survive_the_broker(servers, topic):

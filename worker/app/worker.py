@@ -25,6 +25,7 @@ import structlog
 from stamina.instrumentation import RetryDetails
 
 from worker.adapters.admin_http import AdminServer
+from worker.adapters.kafka_assignor import Fleet
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
 from worker.adapters.pg_catalog import PostgresCatalog
@@ -206,7 +207,7 @@ async def _open(
     telemetry.observe("blockers_ended", lambda: claims.blockers_ended)
     catalog = PostgresCatalog(database)
     await _check_dimensions(catalog, embedder)
-    fleet = await database.name()
+    fleet = Fleet(await database.name(), database.name)
     dead_letters = KafkaDeadLetters(settings.kafka)
     stack.push_async_callback(dead_letters.close)
     telemetry.observe("breaker_open", provider.open_models)
