@@ -10,7 +10,7 @@ from aiokafka.structs import BrokerMetadata
 
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
 from tests.support.kafka_own import frozen
-from worker.adapters import kafka_flow
+from worker.adapters import kafka_flow, kafka_internals
 from worker.adapters.kafka_source import KafkaSource
 from worker.config import KafkaOptions
 from worker.core.model import Partition
@@ -175,7 +175,10 @@ async def test_a_source_resumes_by_itself_after_the_broker_was_killed(world, bro
     assert [name for name, _, _ in member.events] == ["assigned"]
 
 
-async def test_closing_with_the_broker_frozen_takes_seconds_and_leaves_no_task(world, broker):
+async def test_closing_with_the_broker_frozen_takes_seconds_and_leaves_no_task(
+    world, broker, monkeypatch
+):
+    monkeypatch.setattr(kafka_internals, "_GENTLE_SECONDS", 0.5)
     await world.append_many(10)
     before = asyncio.all_tasks()
     source = KafkaSource(world.options)
@@ -192,14 +195,17 @@ async def test_closing_with_the_broker_frozen_takes_seconds_and_leaves_no_task(w
     assert left == set()
 
 
-async def test_closing_leaves_no_task_and_takes_no_time_where_the_broker_answers(world):
+async def test_closing_leaves_no_task_and_cuts_nothing_where_the_broker_answers(
+    world, monkeypatch
+):
+    monkeypatch.setattr(kafka_internals, "_GENTLE_SECONDS", PATIENCE_SECONDS)
     before = asyncio.all_tasks()
     source = KafkaSource(world.options)
     await source.open(Member(source, begin_at=0))
     loop = asyncio.get_running_loop()
     began = loop.time()
     await source.close()
-    assert loop.time() - began < 3  # else the connections were cut
+    assert loop.time() - began < PATIENCE_SECONDS  # else the connections were cut
     assert asyncio.all_tasks() - before == set()
 
 
