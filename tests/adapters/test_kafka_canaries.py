@@ -16,6 +16,7 @@ from aiokafka import (
 from aiokafka.consumer import fetcher
 from aiokafka.errors import (
     ConsumerStoppedError,
+    GroupCoordinatorNotAvailableError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -275,6 +276,17 @@ async def test_the_coordinator_shows_membership_and_sends_heartbeats(world):
     assert not await kafka_internals.heartbeat(consumer)
     assert kafka_internals.must_rejoin(consumer)
     assert not kafka_internals.is_member(consumer)
+
+
+async def test_nobody_is_asked_while_no_coordinator_is_known(world):
+    consumer = (await world.join()).source._consumer
+    coordinator = consumer._coordinator
+    assert coordinator.coordinator_id in {
+        broker.nodeId for broker in consumer._client.cluster.brokers()
+    }
+    coordinator.coordinator_dead()
+    with pytest.raises(GroupCoordinatorNotAvailableError):
+        kafka_internals.ask_coordinator(consumer, None).send(None)
 
 
 async def test_a_record_of_neither_key_nor_value_is_refused_by_send(world):

@@ -1,11 +1,13 @@
 """`KafkaSource`: what only a real broker does, with a broker that may be killed and frozen."""
 
 import asyncio
+import socket
 from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
+from aiokafka.structs import BrokerMetadata
 
 from tests.support.kafka_facts import PATIENCE_SECONDS, Member, values_of
 from tests.support.kafka_own import frozen
@@ -269,7 +271,7 @@ async def test_a_commit_that_waits_over_a_rebalance_is_never_sent(world):
 
 
 @pytest.mark.parametrize(
-    "call", ["commit", "committed", "bounds", "landmark", "batch", "confirm"]
+    "call", ["commit", "committed", "bounds", "landmark", "topic_ids", "batch", "confirm"]
 )
 async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypatch, call):
     await world.append_many(1)
@@ -279,6 +281,7 @@ async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypa
     arguments = {
         "commit": ({partition: 1},),
         "landmark": (partition, 0),
+        "topic_ids": (),
         "batch": (partition, 0),
         "confirm": (),
     }
@@ -286,6 +289,19 @@ async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypa
         async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(BrokerUnavailable):
                 await getattr(member.source, call)(*arguments.get(call, (partition,)))
+
+
+async def test_the_ids_of_topics_are_not_asked_of_a_broker_that_does_not_answer(world):
+    member = await world.join()
+    cluster = member.source._consumer._client.cluster
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host, port = silent.getsockname()
+        cluster._brokers |= {
+            node: BrokerMetadata(node, host, port, None) for node in range(100, 120)
+        }
+        assert len(cluster.brokers()) == 21
+        for _ in range(3):
+            assert list(await member.source.topic_ids()) == [world.topic]
 
 
 async def test_landmarks_asked_for_at_once_share_one_connection(world, monkeypatch):

@@ -111,16 +111,17 @@ async def raw_batches(
     return data or b""
 
 
-async def ask_any(consumer: AIOKafkaConsumer, request: Any) -> Any:
+async def ask_coordinator(consumer: AIOKafkaConsumer, request: Any) -> Any:
     """
-    Ask any broker that the client knows of, and return its answer.
+    Ask the broker that coordinates our group, which answers our heartbeats.
+
+    Another one may be dead or frozen, and the client waits for its answer all the same.
 
     Raises:
         NotImplementedError: it does not know the request in this version.
-        KafkaError: it does not answer.
+        KafkaError: none is known just now, or it does not answer.
     """
-    client = consumer._client  # noqa: SLF001
-    return await client.send(client.get_random_node(), request)
+    return await consumer._coordinator._send_req(request)  # noqa: SLF001
 
 
 def stable_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:

@@ -2,7 +2,7 @@
 The ids of topics (KIP-516): a topic that is created again under its name has another one.
 
 aiokafka 0.14 asks for metadata without them (version 5 at most); version 10 is described here.
-Asks one broker, once; changes nothing that the client knows.
+Asks the coordinator of the group, once; changes nothing that the client knows.
 """
 
 from collections.abc import Collection, Mapping
@@ -127,7 +127,7 @@ async def topic_ids(consumer: AIOKafkaConsumer, topics: Collection[str]) -> Mapp
         KafkaError: no broker answers.
     """
     try:
-        answer = await kafka_internals.ask_any(consumer, _Request(topics))
+        answer = await kafka_internals.ask_coordinator(consumer, _Request(topics))
     except NotImplementedError:  # the library's, for a broker before Kafka 2.8
         return {}
     return {
