@@ -113,7 +113,7 @@ def assemble(
 ) -> Worker:
     """Put a worker together; `owner` names it in its claims."""
     tasks, lives = Tasks(), Lives()
-    marks = Marks(ports.crashes, spawn=tasks.spawn)
+    marks = Marks(ports.crashes, jitter=around.jitter, spawn=tasks.spawn)
     refusals = Refusals(ports.poisons, lives)
     ingest, embed = _ingest(
         settings,
