@@ -212,6 +212,9 @@ class Audit:
         event = self.event(log.at(order.offset))
         if not isinstance(event, DocumentUpserted):
             raise Broken(f"resurrected: {key} is shown, and was deleted by {order}")
+        said = DocumentKey(event.tenant, event.collection, event.id), event.version
+        if said != (key, stored.version):
+            raise Broken(f"torn: {key} is {stored.version} of {order}, which says {said}")
         text = event.text.replace("\0", "\ufffd")
         return self.universe.pieces(text)
 
@@ -258,7 +261,7 @@ class Audit:
     # ---- the end ----
 
     def check_end(self) -> None:
-        """Everything is done: the table is the fold of the log without the dead letters."""
+        """Every record is in a row that is no older, or a dead letter: so rows are the fold."""
         self.check()
         for partition, record in self.records():
             if not self.is_covered(record):
