@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class FleetAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]  # the library has no types
-    """The assignor of one member; `leader` is the fleet whose group it is, if not our own."""
+    """The assignor of one member; `other_fleet` is whose group it is, if it is not ours."""
 
     def __init__(self, fleet: str) -> None:
         self._fleet = fleet.encode()
-        self.leader: str | None = None
+        self.other_fleet: str | None = None
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         """Return what this member says when it joins."""
@@ -55,7 +55,7 @@ class FleetAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]  # the l
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         """Take note of whose group it is."""
         told = assignment.user_data
-        self.leader = None if self._is_ours(told) else told.decode(errors="replace")
+        self.other_fleet = None if self._is_ours(told) else told.decode(errors="replace")
 
     def _is_ours(self, fleet: bytes | None) -> bool:
         return not fleet or fleet == self._fleet
