@@ -119,6 +119,8 @@ async def soak(world: World, seconds: float) -> list[Verdict]:
     spared = world.seats[0].worker
     async with world.load():
         await world.fleet.pass_time(PERIOD_SECONDS[0])
+        # The producer of letters comes with the first one, and stays.
+        await spared.logged("dead_lettered")
     await world.converge()
     await world.fleet.pass_time(2 * IDLE_SECONDS)
     base = await held(world, spared)
