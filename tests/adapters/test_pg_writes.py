@@ -8,6 +8,7 @@ from schemas.events import ScopeDeleted
 from tests.support.store_changes import (
     ARTICLES,
     GROUP,
+    INDEXED,
     PARTITION,
     at,
     chunk,
@@ -23,7 +24,7 @@ from worker.ports import LetterPlace, Query, Verdict
 pytestmark = pytest.mark.real
 
 APPLIED = Verdict.APPLIED
-WIDE = replace(ARTICLES, name="wide", dimensions=1536)
+WIDE = replace(ARTICLES, name="wide", dimensions=1536, index=INDEXED)
 OF = key(collection="wide")
 
 
@@ -36,7 +37,7 @@ async def world(database):
 @pytest.fixture
 async def wide(world: PostgresWorld) -> Collection:
     """A collection with an index, whose vectors are stored out of line (3 KB)."""
-    return await world.catalog.create(WIDE, index=True)
+    return await world.catalog.create(WIDE)
 
 
 async def places(world: PostgresWorld) -> dict[str, tuple[str, int]]:

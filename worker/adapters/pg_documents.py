@@ -22,6 +22,7 @@ from worker.adapters.pg_statements import (
     order_values,
 )
 from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
+from worker.core.vector_index import Place
 
 _ORDER = order_columns("order")
 _BARRIER = order_columns("barrier")
@@ -135,6 +136,11 @@ Wired = tuple[ChangeSet, dict[ChunkId, bytes]]
 def chunk_table(collection_id: int, generation: int) -> str:
     """Return the name of the table that holds a collection's chunks."""
     return f"chunk_{collection_id}_{generation}"
+
+
+def index_name(table: str, place: Place = Place.MAIN) -> str:
+    """Return the name of a vector index of a table of chunks."""
+    return f"{table}_embedding{place}"
 
 
 def view_name(collection: str) -> str:
