@@ -127,8 +127,7 @@ async def _drop(jobs: Jobs, collection: Collection) -> None:
         # First that there should be none, or a worker would build it again.
         index = replace(collection.index, kind="none")
         await jobs.catalog.set_index(collection, index)
-        facts = await jobs.indexes.look(collection)
-        for step in steps(index, facts.found):
+        for step in steps(index, await jobs.indexes.found(collection)):
             assert isinstance(step, Drop)
             await builder.drop(step.place)
 

@@ -67,6 +67,9 @@ class Indexes(Protocol):
     async def look(self, collection: Collection) -> Any:
         """Return what there is: `rows`, `found`, `progress`, `holder`, and more."""
 
+    async def found(self, collection: Collection) -> Places:
+        """Return which indexes there are; that costs next to nothing."""
+
     async def progress(self, collection: Collection) -> Any:
         """Return how far a build is (`phase`, `share`), None where there is none."""
 
@@ -117,8 +120,14 @@ def state_of(facts: Any) -> State:
 
 async def due(indexes: Indexes, collections: Iterable[Collection]) -> list[Collection]:
     """Return the collections whose index somebody has to do something about."""
-    facts = [await indexes.look(one) for one in collections]
-    return [one.collection for one in facts if state_of(one) in WRONG]
+    wrong = []
+    for one in collections:
+        found = await indexes.found(one)
+        # Rows are counted only where there is no index that readers can use.
+        has_one = Place.MAIN in found and all(there.is_valid for there in found.values())
+        if not has_one and state_of(await indexes.look(one)) in WRONG:
+            wrong.append(one)
+    return wrong
 
 
 class _Pace(NamedTuple):
@@ -160,7 +169,7 @@ class IndexBuild:
         self, builder: Builder, collection: Collection, *, rebuild: bool = False
     ) -> Built:
         """Do the same where the lock is held already."""
-        found: Places = (await self._indexes.look(collection)).found
+        found = await self._indexes.found(collection)
         built = Built(collection.name, [])
         for step in steps(collection.index, found, rebuild=rebuild):
             if isinstance(step, Create):
