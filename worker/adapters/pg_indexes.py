@@ -239,15 +239,26 @@ class IndexBuilder:
 
         Raises:
             StoreUnavailable: it was ended, or the server is short of something.
+            ConfigError: ... of shared memory, which is a matter of its settings.
         """
         memory = f"{memory_bytes // 1024}kB"
         await self._set("maintenance_work_mem", memory)
         if workers is not None:
             await self._set("max_parallel_maintenance_workers", str(workers))
-        await self._connection.execute(
+        statement = (
             f"create index concurrently {index_name(self._table, place)} on "
             f'"{self._schema}".{self._table} {index_definition(self._collection, rows)}'
         )
+        try:
+            await self._connection.execute(statement)
+        except asyncpg.DiskFullError as error:
+            if "shared memory" not in str(error):
+                raise
+            raise ConfigError(
+                f"the server's shared memory (/dev/shm) is smaller than {memory}, which "
+                "processes that build together share: enlarge it (--shm-size of a container), "
+                "or set index.max_memory_bytes lower, or index.parallel_workers to 0"
+            ) from error
 
     async def analyse(self) -> None:
         """Tell the planner what is stored: without, it takes a new index for not worth it."""
@@ -310,7 +321,8 @@ def _present(row: Any) -> Present:
         for name, _, value in (option.partition("=") for option in row["options"] or ())
     }
     names = ("lists",) if row["kind"] == "ivfflat" else ("m", "ef_construction")
-    return Present(row["kind"], row["is_valid"], **{name: options[name] for name in names})
+    parameters = {name: options[name] for name in names}
+    return Present(row["kind"], is_valid=row["is_valid"], **parameters)
 
 
 def _progress(row: Any) -> Progress:

@@ -86,7 +86,7 @@ def check_index(index: VectorIndex) -> None:
     for name, value, least, most in (
         ("m", index.m, 2, 100),
         ("ef_construction", index.ef_construction, 4, 1_000),
-        ("lists", index.lists or 1, 1, 32_768),
+        ("lists", 1 if index.lists is None else index.lists, 1, 32_768),
         ("build_at_rows", index.build_at_rows, 0, 2**63 - 1),
     ):
         if not least <= value <= most:

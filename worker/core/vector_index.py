@@ -42,10 +42,10 @@ class Present(NamedTuple):
     """An index that is there; one that is not valid is of a build that has not ended."""
 
     kind: str
-    is_valid: bool
     m: int | None = None
     ef_construction: int | None = None
     lists: int | None = None
+    is_valid: bool = True
 
     def is_as(self, wanted: VectorIndex) -> bool:
         """Tell whether it is of the wanted kind, with the wanted parameters."""
@@ -129,29 +129,33 @@ def steps(wanted: VectorIndex, found: Places, *, rebuild: bool = False) -> list[
     """
     Return what leads from what was found to what is wanted, in order.
 
-        >>> steps(VectorIndex(), {Place.MAIN: Present("hnsw", False, 16, 64)})
+        >>> steps(VectorIndex(), {Place.MAIN: Present("hnsw", 16, 64, is_valid=False)})
         [Drop(place=<Place.MAIN: ''>), Create(place=<Place.MAIN: ''>)]
     """
     if wanted.kind == "none":
         return [Drop(place) for place in found]
     good = {place: one for place, one in found.items() if one.is_valid}
-    following = good.get(Place.NEXT)
-    if following is not None and not following.is_as(wanted):
-        del good[Place.NEXT]
     dropped: list[Step] = [Drop(place) for place in found if place not in good]
     return dropped + _from_good(wanted, good, rebuild=rebuild)
 
 
 def _from_good(wanted: VectorIndex, good: Places, *, rebuild: bool) -> list[Step]:
-    main = good.get(Place.MAIN)
-    replaced: list[Step] = [Promote()] if main is None else [Drop(Place.MAIN), Promote()]
-    if Place.NEXT in good:
-        return replaced
+    main, following = good.get(Place.MAIN), good.get(Place.NEXT)
+    if following is not None and following.is_as(wanted):
+        return _exchange(main)
+    if following is not None and main is not None:
+        return [Drop(Place.NEXT), *_from_good(wanted, {Place.MAIN: main}, rebuild=rebuild)]
+    if following is not None:
+        return [Promote(), *_from_good(wanted, {Place.MAIN: following}, rebuild=rebuild)]
     if main is None:
         return [Create(Place.MAIN)]
     if main.is_as(wanted) and not rebuild:
         return []
-    return [Create(Place.NEXT), *replaced]
+    return [Create(Place.NEXT), *_exchange(main)]
+
+
+def _exchange(main: Present | None) -> list[Step]:
+    return [Promote()] if main is None else [Drop(Place.MAIN), Promote()]
 
 
 def lists_for(rows: int) -> int:

@@ -4,10 +4,10 @@ Builds the indexes that are due, beside the work of a worker that has caught up.
 A worker builds them, not a timer of an operator's, so that a collection that grows is not
 forgotten; `index.build_due` leaves it to `embedfleet index build --due`. Only where little
 waits in the topic: what is written while an index is built is put into it row by row at its
-end, and all that comes later too, so a first load is faster without one. At the threshold an index is small, so it is built in
-seconds and a restart of the worker costs little; what the restart leaves behind is repaired by
-whoever looks next. Of all workers one builds, under the collection's lock. Never ends a
-worker: what fails is logged and tried again, ever more seldom.
+end, and so is all that comes later, so a first load is faster without one. At the threshold an
+index is small: it is built in seconds, and a restart of the worker costs little; what that
+leaves behind is repaired by whoever looks next. Of all workers one builds, under the
+collection's lock. Never ends a worker: what fails is logged and tried again, ever more seldom.
 """
 
 import asyncio
