@@ -174,6 +174,21 @@ async def test_a_row_that_was_purged_and_stored_again_is_another_base(
     assert await world.texts() == ["z"]
 
 
+async def test_chunks_whose_document_was_deleted_by_hand_are_in_nobodys_way(
+    world: PostgresWorld,
+) -> None:
+    claim = await world.claim()
+    await world.put(claim, version=1, texts=["x", "y"])
+    await world.fetch("delete from document")
+    changes = [
+        upsert(world.articles, Base(), version=2, texts=["y", "z"]),
+        upsert(world.articles, Base(), of=key("other"), version=1, texts=["new"]),
+    ]
+    assert await world.store.apply([write(found, claim) for found in changes]) == [APPLIED] * 2
+    assert await world.texts(key("other")) == ["new"]
+    assert {"y", "z"} <= set(await world.texts())
+
+
 async def scans(world: PostgresWorld) -> dict[str, int]:
     """How often each table was scanned; building its indexes counts too."""
     await world.fetch("select pg_stat_force_next_flush()")
