@@ -8,6 +8,7 @@ from schemas.events import ScopeDeleted
 from tests.support.store_changes import (
     ARTICLES,
     GROUP,
+    INDEXED,
     PARTITION,
     at,
     chunk,
@@ -23,7 +24,7 @@ from worker.ports import LetterPlace, Query, Verdict
 pytestmark = pytest.mark.real
 
 APPLIED = Verdict.APPLIED
-WIDE = replace(ARTICLES, name="wide", dimensions=1536)
+WIDE = replace(ARTICLES, name="wide", dimensions=1536, index=INDEXED)
 OF = key(collection="wide")
 
 
@@ -36,7 +37,7 @@ async def world(database):
 @pytest.fixture
 async def wide(world: PostgresWorld) -> Collection:
     """A collection with an index, whose vectors are stored out of line (3 KB)."""
-    return await world.catalog.create(WIDE, index=True)
+    return await world.catalog.create(WIDE)
 
 
 async def places(world: PostgresWorld) -> dict[str, tuple[str, int]]:
@@ -185,6 +186,21 @@ async def test_a_row_that_was_purged_and_stored_again_is_another_base(
     await world.put(claim, version=1, offset=5, texts=["z"])
     assert await world.store.apply([write(late, claim)]) == [Verdict.BASE_CHANGED]
     assert await world.texts() == ["z"]
+
+
+async def test_chunks_whose_document_was_deleted_by_hand_are_in_nobodys_way(
+    world: PostgresWorld,
+) -> None:
+    claim = await world.claim()
+    await world.put(claim, version=1, texts=["x", "y"])
+    await world.fetch("delete from document")
+    changes = [
+        upsert(world.articles, Base(), version=2, texts=["y", "z"]),
+        upsert(world.articles, Base(), of=key("other"), version=1, texts=["new"]),
+    ]
+    assert await world.store.apply([write(found, claim) for found in changes]) == [APPLIED] * 2
+    assert await world.texts(key("other")) == ["new"]
+    assert {"y", "z"} <= set(await world.texts())
 
 
 async def scans(world: PostgresWorld) -> dict[str, int]:

@@ -30,6 +30,7 @@ from worker.adapters.pgvector_store import PgvectorStore
 from worker.config import DatabaseOptions
 from worker.core import changeset
 from worker.core.model import ChunkId, Collection, Partition, Vector
+from worker.core.vector_index import NO_INDEX, VectorIndex
 from worker.ports import Query, Verdict, Write
 
 PARTITION = Partition("limits", 0)
@@ -191,7 +192,8 @@ async def _tables(
         database = await Database.open(options)
         try:
             catalog = PostgresCatalog(database)
-            yield database, await catalog.create(replace(collection, id=0), index=index)
+            wanted = VectorIndex(build_at_rows=0) if index else NO_INDEX
+            yield database, await catalog.create(replace(collection, id=0, index=wanted))
         finally:
             await database.close()
     finally:

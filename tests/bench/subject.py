@@ -29,6 +29,7 @@ from worker.adapters.pg_client import Database
 from worker.adapters.pg_migrations import Migrations
 from worker.config import DatabaseOptions
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.vector_index import NO_INDEX, VectorIndex
 
 LOGS = Path("build/bench/logs")
 _END_SECONDS = 60
@@ -149,8 +150,9 @@ class Embedfleet(Subject):
                 storage=self.storage,
                 metric="cosine",
                 chunking=ChunkingOptions(*self.chunking),
+                index=VectorIndex(build_at_rows=0) if self.index else NO_INDEX,
             )
-            self.collection = await PostgresCatalog(database).create(wanted, index=self.index)
+            self.collection = await PostgresCatalog(database).create(wanted)
         finally:
             await database.close()
 

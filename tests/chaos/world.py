@@ -39,6 +39,7 @@ from tests.support.worker_process import WorkerProcess
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.vector_index import NO_INDEX
 from worker.embedded.kafka import EmbeddedKafka
 from worker.embedded.ports import ReservedPort
 
@@ -173,9 +174,7 @@ class World:
         pool = await Database.open(self.fleet.database)
         for name, (strategy, size) in CHUNKING.items():
             if name != "articles":  # the fleet's own, which is cut otherwise
-                await PostgresCatalog(pool).create(
-                    _collection(name, strategy, size), index=False
-                )
+                await PostgresCatalog(pool).create(_collection(name, strategy, size))
         strategy, size = CHUNKING["articles"]
         await self.fleet.sql.execute(
             "update collection set chunking = jsonb_build_object("
@@ -392,4 +391,5 @@ def _collection(name: str, strategy: str, size: int) -> Collection:
         storage="vector",
         metric="cosine",
         chunking=ChunkingOptions(strategy, size),
+        index=NO_INDEX,
     )

@@ -114,12 +114,15 @@ async def test_its_query_reads(database):
     from worker.adapters.pg_catalog import PostgresCatalog
     from worker.adapters.pg_client import Database
     from worker.adapters.pg_migrations import Migrations
+    from worker.core.vector_index import VectorIndex
 
     await Migrations(database).up()
     pool = await Database.open(database)
     from dataclasses import replace
 
-    await PostgresCatalog(pool).create(replace(COLLECTION, name="docs"), index=True)
+    await PostgresCatalog(pool).create(
+        replace(COLLECTION, name="docs", index=VectorIndex(build_at_rows=0))
+    )
     await pool.close()
     (query,) = blocks("sql")
     query = query.replace("embedfleet.", f"{database.schema}.")

@@ -32,6 +32,7 @@ from worker.adapters.pg_client import Database
 from worker.adapters.pg_migrations import Migrations
 from worker.config import DatabaseOptions, KafkaOptions
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.vector_index import NO_INDEX, VectorIndex
 
 DIMENSIONS = 8
 DRAIN_SECONDS = 6
@@ -112,6 +113,7 @@ class Fleet:
         dimensions: int = DIMENSIONS,
         storage: str = "vector",
         chunking: tuple[str, int] = ("text", 400),
+        index: VectorIndex = NO_INDEX,
     ) -> None:
         pool = await Database.open(self.database)
         collection = Collection(
@@ -122,8 +124,9 @@ class Fleet:
             storage=storage,
             metric="cosine",
             chunking=ChunkingOptions(*chunking),
+            index=index,
         )
-        await PostgresCatalog(pool).create(collection, index=False)
+        await PostgresCatalog(pool).create(collection)
         await pool.close()
 
     # ---- workers ----

@@ -104,7 +104,7 @@ class Universe:
         return [text] if text.strip() else []
 
     async def create_collection(self, collection=COLLECTION) -> None:
-        await MemoryCatalog(self.database).create(collection, index=False)
+        await MemoryCatalog(self.database).create(collection)
 
     def start(self, embedder=None, *, guarded=False) -> Member:
         """Start a worker; `guarded` puts limits and a breaker before its provider."""

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import stamina.instrumentation
 import structlog
@@ -33,6 +33,7 @@ from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_crashes import PostgresCrashes
 from worker.adapters.pg_holds import PostgresHolds
+from worker.adapters.pg_indexes import PostgresIndexes
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pg_poison import PostgresPoisons
 from worker.adapters.pgvector_store import PgvectorStore
@@ -42,6 +43,8 @@ from worker.app.observation import Observation
 from worker.app.provider import Provider, over_http
 from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
+from worker.ops.index_build import IndexBuild
+from worker.ops.index_upkeep import IndexUpkeep
 from worker.ports import Embedder, EmbeddingRequest
 from worker.telemetry import (
     Counters,
@@ -107,21 +110,40 @@ async def _main(settings: Settings) -> int:
             opened = await _until(stop, _open(settings, telemetry, stack))
             if opened is None:
                 return 0
-            ports, provider = opened
-            around = _surroundings(settings, stop, telemetry, provider)
-            worker = assemble(settings, ports, around, counters, owner=_owner())
+            around = _surroundings(settings, stop, telemetry, opened.provider)
+            worker = assemble(settings, opened.ports, around, counters, owner=_owner())
             observation = Observation(
                 worker,
                 clock=time.monotonic,
                 progress_seconds=settings.telemetry.progress_seconds,
-                provider=provider.state,
+                provider=opened.provider.state,
             )
             await _observe(settings.telemetry, worker, observation, telemetry, stack)
+            if settings.index.build_due:
+                upkeep = _upkeep(settings, opened.database, observation)
+                worker.runner.beside.append(upkeep.run)
             _spare_the_collector()
             log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
             await worker.runner.run()
             log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
     return 0
+
+
+def _upkeep(settings: Settings, database: Database, observation: Observation) -> IndexUpkeep:
+    indexes = PostgresIndexes(database)
+
+    def has_caught_up() -> bool:
+        # What a worker holds at most is soon done, also under an index.
+        backlog = observation.backlog()
+        return backlog is not None and backlog <= settings.queue.max_documents
+
+    return IndexUpkeep(
+        PostgresCatalog(database),
+        indexes,
+        IndexBuild(indexes, settings.index, clock=time.monotonic, watch=lambda _: None),
+        check_seconds=settings.index.check_seconds,
+        has_caught_up=has_caught_up,
+    )
 
 
 def _spare_the_collector() -> None:
@@ -182,9 +204,15 @@ def _telemetry(stack: AsyncExitStack, counters: Counters) -> Telemetry:
     return telemetry
 
 
-async def _open(
-    settings: Settings, telemetry: Telemetry, stack: AsyncExitStack
-) -> tuple[Ports, Provider]:
+class _Opened(NamedTuple):
+    """What a worker talks to."""
+
+    ports: Ports
+    provider: Provider
+    database: Database
+
+
+async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack) -> _Opened:
     """Open what a worker talks to; Kafka's group is joined by the runner."""
     database = await _database(settings)
     stack.push_async_callback(database.close)
@@ -224,7 +252,7 @@ async def _open(
         catalog=catalog,
         limits=embedder.limits,
     )
-    return ports, provider
+    return _Opened(ports, provider, database)
 
 
 async def _database(settings: Settings) -> Database:
