@@ -16,7 +16,6 @@ from worker.pipeline.batcher import Batcher
 from worker.ports import Clock, Spawn, Store, Verdict, Write
 from worker.telemetry import Counters, Tracing
 
-
 _LINGER_SECONDS = 0.05
 """What a transaction that has room waits at most for one that is under way: documents come in
 the course of that. Under an index one takes longer, and others run beside it."""
