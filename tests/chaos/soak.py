@@ -27,6 +27,7 @@ from tests.support.verdicts import Verdict
 
 PERIOD_SECONDS = (5.0, 15.0)
 MOST_AT_ONCE = 3
+SECONDS_A_BLAME = 200
 IDLE_SECONDS = 2.0
 BACK_TO_BASE_SECONDS = 120
 GROWTH_BYTES = 1024 * 1024 / 600
@@ -138,7 +139,7 @@ async def soak(world: World, seconds: float) -> list[Verdict]:
     is_alive = spared.process.returncode is None
     left = await leave(world)
     return [
-        *await world.judge(blames=True),
+        *await world.judge(blames=int(seconds / SECONDS_A_BLAME)),
         converged,
         left,
         Verdict("a worker that nobody kills lives through it", f"{is_alive}", is_alive),

@@ -71,9 +71,10 @@ LIMITS: dict[tuple[type, tuple[str, ...]], Limit] = {
     (HttpEmbedder, ("_attempt",)): _of_a_request,
     (Connection, ("execute", "executemany", "fetch", "fetchrow", "fetchval")): _of_a_statement,
     (Pool, ("_acquire",)): _of_a_free_connection,
-    (KafkaSource, ("committed", "bounds", "landmark", "batch", "commit", "confirm")): (
-        _of_a_group_request
-    ),
+    (
+        KafkaSource,
+        ("committed", "bounds", "landmark", "topic_ids", "batch", "commit", "confirm"),
+    ): _of_a_group_request,
     (KafkaDeadLetters, ("publish",)): _of_a_letter,
 }
 

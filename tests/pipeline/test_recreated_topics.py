@@ -17,6 +17,7 @@ live = partial(universes.live, limit_seconds=2_000)
 
 async def create_again(universe, *events):
     universe.broker.create_topic(TOPIC, 1)
+    universe.audit.log_is_gone()
     universe.broker.committed.clear()
     for number, event in enumerate(events):
         universe.publish(event, timestamp_ms=1_000 + number)

@@ -100,9 +100,9 @@ class Universe:
 
         self.broker.commit = commit_and_check
 
-    def pieces(self, text: str) -> set[str]:
+    def pieces(self, text: str) -> list[str]:
         """What a text is cut into by the collections of a universe (strategy `none`)."""
-        return {text} if text.strip() else set()
+        return [text] if text.strip() else []
 
     async def create_collection(self, collection=COLLECTION) -> None:
         await MemoryCatalog(self.database).create(collection)

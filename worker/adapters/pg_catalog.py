@@ -34,8 +34,9 @@ returning id
 _SET_INDEX = f"""
 update collection set ({_INDEX}) = row ($2, $3, $4, $5, $6) where name = $1
 """  # noqa: S608 - built of constants of this module
-# EXTERNAL: compressing costs 18 us a row and vectors do not shrink. fillfactor 70: a chunk that
-# moves inside its document finds room on its page (HOT), and no index is touched.
+# EXTERNAL: compressing costs 18 us a row and vectors do not shrink. An edit moves all chunks
+# behind it: with texts out of line a row is small, and with half of each page free all rows of
+# a document find room on theirs (HOT), so that neither text nor index is touched.
 _CREATE_TABLE = """
 create table {table} (
     tenant text collate "C" not null,
@@ -49,7 +50,7 @@ create table {table} (
     heading text,
     embedding {storage}({dimensions}) storage external not null,
     primary key (tenant, id, chunk_hash, occurrence)
-) with (fillfactor = 70);
+) with (fillfactor = 50, toast_tuple_target = 128);
 comment on table {table} is 'Chunks of the collection {name}. Readers use the view "{view}".';
 comment on column {table}.tenant is 'Whose document it is.';
 comment on column {table}.id is 'The document''s id.';

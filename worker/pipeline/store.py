@@ -50,6 +50,7 @@ class Save:
             slots=options.store_slots,
             take=self._take,
             group=lambda item: item.group,
+            tenant=lambda item: item.write.change.key.tenant,
             settles=True,
             apart=True,
         )
