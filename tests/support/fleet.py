@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -213,7 +213,12 @@ class Fleet:
     # ---- workers ----
 
     async def start(
-        self, *, module: str = "worker", may_die: bool = False, **environment: str
+        self,
+        *,
+        module: str = "worker",
+        command: Sequence[str] = ("run",),
+        may_die: bool = False,
+        **environment: str,
     ) -> WorkerProcess:
         """Start a worker process; one that may die fails nobody who waits."""
         log_file = self.folder / f"worker-{next(self._numbers)}.log"
@@ -222,7 +227,7 @@ class Fleet:
                 sys.executable,
                 "-m",
                 module,
-                "run",
+                *command,
                 env=os.environ | self._environment() | self.environment | environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,

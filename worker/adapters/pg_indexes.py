@@ -224,6 +224,11 @@ class IndexBuilder:
         self.notices: list[str] = []
         connection.add_log_listener(lambda _, notice: self.notices.append(notice.message))
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has broken, and the lock with it."""
+        return bool(self._connection.is_closed())
+
     async def count(self) -> int:
         """Return how many rows there are."""
         count: int = await self._connection.fetchval(
