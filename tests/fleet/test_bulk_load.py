@@ -104,6 +104,26 @@ async def test_a_load_of_nothing_builds_what_is_missing(loading) -> None:
     await ends_well(fleet, await bulk(fleet))
 
 
+async def test_a_load_of_nothing_leaves_a_good_index_alone(loading) -> None:
+    fleet = await loading(records=0)
+    oid = "select 'chunk_1_1_embedding'::regclass::oid"
+    before = await fleet.sql.fetchval(oid)
+    process = await bulk(fleet)
+    await ends_well(fleet, process)
+    assert await fleet.sql.fetchval(oid) == before
+    assert "nothing was done" in said(process)
+
+
+async def test_a_collection_with_few_chunks_is_left_without_an_index(loading) -> None:
+    fleet = await loading(records=20)
+    await fleet.sql.execute("update collection set index_build_at_rows = 21")
+    process = await bulk(fleet)
+    assert await process.ended() == 0
+    assert "articles: left without an index, which is due at 21 rows" in said(process)
+    assert await is_dropped(fleet)
+    assert await fleet.stored() == await fleet.expected()
+
+
 async def test_what_comes_after_its_start_is_not_waited_for(loading) -> None:
     fleet = await loading()
     async with fleet.flow(documents(1_000, 10_000), size=2):

@@ -82,24 +82,33 @@ async def run(settings: Settings, asked: Asked, watch: Watch) -> Loaded:
     async with opened(settings.database) as database, AsyncExitStack() as stack:
         job = _Job(settings, database, watch)
         indexed = await job.indexed(asked.names)
-        loading = [one for _, one in indexed]
-        if asked.auto:
-            lag = sum(bulk_load.left_of(goal, await job.done()).values())
-            if (why_not := bulk_load.why_not(lag, asked.threshold, loading)) is not None:
-                return Loaded(why_not)
-        elif not asked.yes and (missed := bulk_load.missed(loading)):
-            return Loaded(missed=tuple(missed))
+        lag = sum(bulk_load.left_of(goal, await job.done()).values())
+        refused = _refused(asked, lag, [one for _, one in indexed])
+        if refused is not None:
+            return refused
         held = [
             (one, await stack.enter_async_context(job.indexes.locked(one, BY)))
             for one, _ in indexed
         ]
-        for one, builder in held:
-            await job.drop(one, builder)
-        ended = await job.load(goal)
+        ended: Ended | None = Ended(0, {}, {})
+        if lag:
+            for one, builder in held:
+                await job.drop(one, builder)
+            ended = await job.load(goal)
         if ended is None:
             return Loaded()
         built = [await job.build(one, builder) for one, builder in held]
         return Loaded(ended=ended, built=tuple(built))
+
+
+def _refused(asked: Asked, lag: int, loading: list[Loading]) -> Loaded | None:
+    """Return why nothing is done, None where it is."""
+    if asked.auto:
+        why_not = bulk_load.why_not(lag, asked.threshold, loading)
+        return None if why_not is None else Loaded(why_not)
+    if lag and not asked.yes and (missed := bulk_load.missed(loading)):
+        return Loaded(missed=tuple(missed))
+    return None
 
 
 async def _goal(options: KafkaOptions) -> Goal:
@@ -182,8 +191,10 @@ class _Job:
             watch=partial(self._watch, collection.name),
         )
         facts = await self.indexes.look(collection)
-        if facts.rows < collection.index.build_at_rows:
-            return Built(collection.name, [])
+        if not facts.found and facts.rows < (rows := collection.index.build_at_rows):
+            return Built(
+                collection.name, [f"left without an index, which is due at {rows} rows"]
+            )
         async with _still_locked(self.indexes, collection, builder) as holding:
             return await build.under_lock(holding, collection)
 
