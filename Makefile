@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench bench-failures bench-peers format schemas lock clean
+.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench bench-failures bench-bulk-load bench-peers format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -62,6 +62,9 @@ bench: .venv/installed bench-peers  ## Measure workers beside their peers; B="--
 
 bench-failures: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy
+
+bench-bulk-load: .venv/installed  ## Measure a load without an index against one under it.
+	$(PYTHON) -m tests.bench.bulk_load
 
 bench-peers: .venv/installed | $(UV)  ## Install whom the benchmark compares with, each apart.
 	UV=$(UV) $(PYTHON) -m tests.bench.peers.registry

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -135,6 +135,7 @@ class Fleet:
         self,
         *,
         module: str = "worker",
+        command: Sequence[str] = ("run",),
         may_die: bool = False,
         name: str = "",
         **environment: str,
@@ -146,7 +147,7 @@ class Fleet:
                 sys.executable,
                 "-m",
                 module,
-                "run",
+                *command,
                 env=os.environ | self._environment() | self.environment | environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,

@@ -224,6 +224,11 @@ class IndexBuilder:
         self.notices: list[str] = []
         connection.add_log_listener(lambda _, notice: self.notices.append(notice.message))
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has broken, and the lock with it."""
+        return bool(self._connection.is_closed())
+
     async def count(self) -> int:
         """Return how many rows there are."""
         count: int = await self._connection.fetchval(
@@ -243,6 +248,9 @@ class IndexBuilder:
         """
         memory = f"{memory_bytes // 1024}kB"
         await self._set("maintenance_work_mem", memory)
+        # How many help is decided by the pages of the table, and vectors are not in them: a
+        # table of 10,000 rows would be too small for any.
+        await self._set("min_parallel_table_scan_size", "0")
         if workers is not None:
             await self._set("max_parallel_maintenance_workers", str(workers))
         statement = (

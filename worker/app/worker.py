@@ -1,24 +1,20 @@
 """
-The command `run`: a worker on the real parts, from configuration to exit code.
+A worker on the real parts, and the command `run`, which is one until a signal.
 
-Owns the event loop, the signals and the order in which connections are opened and closed. The
-first signal drains; the second ends at once; a timer ends what does not end by itself.
+Owns the order in which connections are opened and closed.
 """
 
 import asyncio
-import gc
-import logging
 import os
 import random
 import secrets
-import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import stamina.instrumentation
 import structlog
@@ -40,6 +36,13 @@ from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.jobs import check_schema
 from worker.app.observation import Observation
+from worker.app.process import (
+    log_as,
+    run_loop,
+    spare_the_collector,
+    stopped_by_signals,
+    until_stopped,
+)
 from worker.app.provider import Provider, over_http
 from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
@@ -52,21 +55,16 @@ from worker.telemetry import (
     MemoryGrowth,
     StallWatchdog,
     Telemetry,
-    configure_logging,
     debug_loop,
 )
 from worker.telemetry.memory_growth import Growth
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
+Beside = Callable[[Worker, Database, Observation], None]
+"""Gives a worker what it does beside its work: `worker.runner.beside`."""
 
-_EXIT_AFTER_DRAIN_SECONDS = 10.0
-"""Commit 3 s, leaving the group up to 5 s, then whatever hangs is ended."""
 _TELEMETRY_SECONDS = 3.0
-_GC_THRESHOLDS = 50_000, 20, 50
-"""Nothing makes cycles on the way of a document, so collections find nothing: with CPython's
-own (700, 10, 10) they took a tenth of all processor time."""
 
 
 def run(settings: Settings) -> int:
@@ -76,57 +74,48 @@ def run(settings: Settings) -> int:
     Raises:
         ConfigError: it cannot start like this.
     """
-    configure_logging(settings.telemetry)
-    # At debug it logs every record that it sends, and so the text of a dead letter.
-    logging.getLogger("aiokafka.producer").setLevel(logging.INFO)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        try:
-            return runner.run(_main(settings))
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _main(settings: Settings) -> int:
-    stop = asyncio.Event()
-    with _signals(stop, settings.kafka.drain_seconds + _EXIT_AFTER_DRAIN_SECONDS):
-        async with AsyncExitStack() as stack:
-            counters = Counters()
-            telemetry = _telemetry(stack, counters)
-            opened = await _until(stop, _open(settings, telemetry, stack))
-            if opened is None:
-                return 0
-            around = _surroundings(settings, stop, telemetry, opened.provider)
-            worker = assemble(settings, opened.ports, around, counters, owner=_owner())
-            observation = Observation(
-                worker,
-                clock=time.monotonic,
-                progress_seconds=settings.telemetry.progress_seconds,
-                provider=opened.provider.state,
-            )
-            await _observe(settings.telemetry, worker, observation, telemetry, stack)
-            if settings.index.build_due:
-                upkeep = _upkeep(settings, opened.database, observation)
-                worker.runner.beside.append(upkeep.run)
-            _spare_the_collector()
-            log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
-            await worker.runner.run()
-            log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
+    log_as(settings.telemetry)
+    run_loop(_main(settings))
     return 0
+
+
+async def _main(settings: Settings) -> None:
+    def upkeep(worker: Worker, database: Database, observation: Observation) -> None:
+        if settings.index.build_due:
+            worker.runner.beside.append(_upkeep(settings, database, observation).run)
+
+    stop = asyncio.Event()
+    with stopped_by_signals(stop, settings.kafka.drain_seconds):
+        await work(settings, stop, upkeep)
+
+
+async def work(settings: Settings, stop: asyncio.Event, beside: Beside) -> None:
+    """
+    Be a worker until the stop; `beside` says what else it does.
+
+    Raises:
+        ConfigError: it cannot start like this.
+    """
+    async with AsyncExitStack() as stack:
+        counters = Counters()
+        telemetry = _telemetry(stack, counters)
+        opened = await until_stopped(stop, _open(settings, telemetry, stack))
+        if opened is None:
+            return
+        around = _surroundings(settings, stop, telemetry, opened.provider)
+        worker = assemble(settings, opened.ports, around, counters, owner=_owner())
+        observation = Observation(
+            worker,
+            clock=time.monotonic,
+            progress_seconds=settings.telemetry.progress_seconds,
+            provider=opened.provider.state,
+        )
+        await _observe(settings.telemetry, worker, observation, telemetry, stack)
+        beside(worker, opened.database, observation)
+        spare_the_collector()
+        log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
+        await worker.runner.run()
+        log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
 
 
 def _upkeep(settings: Settings, database: Database, observation: Observation) -> IndexUpkeep:
@@ -144,58 +133,6 @@ def _upkeep(settings: Settings, database: Database, observation: Observation) ->
         check_seconds=settings.index.check_seconds,
         has_caught_up=has_caught_up,
     )
-
-
-def _spare_the_collector() -> None:
-    """
-    Let garbage collections look at what comes from now on only.
-
-    What is loaded by now lives as long as the process. To look through it took a full
-    collection 50 to 80 ms, in which the loop stood still.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-
-
-@contextmanager
-def _signals(stop: asyncio.Event, limit_seconds: float) -> Iterator[None]:
-    """Set `stop` at the first signal; end the process at the second, or after the limit."""
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        log.info("stopping", action="stopping", signal=signal.Signals(number).name)
-        stop.set()
-        timer = loop.call_later(limit_seconds, os._exit, 1)
-        ending.append(timer)
-
-    ending: list[asyncio.TimerHandle] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield
-    finally:
-        # uvloop leaves the handlers of a closed loop in place (seen in 0.23).
-        for number in numbers:
-            loop.remove_signal_handler(number)
-        for timer in ending:
-            timer.cancel()
-
-
-async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Return the result of `work`, or None where the stop came first."""
-    async with asyncio.TaskGroup() as group:
-        working = group.create_task(work)
-        stopping = group.create_task(stop.wait())
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-            return None
-    return working.result()
 
 
 def _telemetry(stack: AsyncExitStack, counters: Counters) -> Telemetry:

@@ -57,6 +57,17 @@ COMMANDS: tuple[Command | Family, ...] = (
         WORK,
     ),
     Command(
+        "bulk-load",
+        "worker.cli.bulk_load:bulk_load",
+        "Be a worker that loads what is in the topics now without vector indexes, and builds "
+        "them then: several times faster for a first load.",
+        (
+            "embedfleet bulk-load --yes",
+            "embedfleet bulk-load --auto --threshold 100000",
+        ),
+        WORK,
+    ),
+    Command(
         "publish",
         "worker.cli.publish:publish",
         "Publish documents to Kafka: events as JSON lines, or a folder of text files.",

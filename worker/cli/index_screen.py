@@ -56,11 +56,10 @@ class Lines:
 
 
 def told(far: Far) -> str:
-    """Return how much is done, and how long the rest takes."""
-    if far.share is None:
-        return ""
-    left = "" if far.left_seconds is None else f", {_clock(far.left_seconds)} left"
-    return f"{far.share:.0%}{left}"
+    """Return how much is done, what is to be said besides, and how long the rest takes."""
+    share = None if far.share is None else f"{far.share:.0%}"
+    left = None if far.left_seconds is None else f"{_clock(far.left_seconds)} left"
+    return ", ".join(filter(None, (share, far.detail, left)))
 
 
 def _clock(seconds: float) -> str:

@@ -109,7 +109,7 @@ def build(
         raise
     finally:
         for built in done:
-            _tell(built)
+            tell(built)
     if json:
         show_json([built._asdict() for built in done])
     elif not done:
@@ -222,7 +222,8 @@ def _facts(row: "IndexRow") -> dict[str, Any]:
     }
 
 
-def _tell(built: Built) -> None:
+def tell(built: Built) -> None:
+    """Say what was done about an index."""
     for notice in built.notices:
         say(f"{built.collection}: PostgreSQL says: {notice}")
     if not built.did:

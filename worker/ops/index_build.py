@@ -86,12 +86,13 @@ class Far(NamedTuple):
     """
     How far a job is: what it does, how much of that is done, how long it will still take.
 
-    `share` and `left_seconds` None: not known.
+    `share` and `left_seconds` None: not known; `detail` is what there is to say besides.
     """
 
     doing: str
     share: float | None = None
     left_seconds: float | None = None
+    detail: str = ""
 
 
 Watch = Callable[[Far], object]
@@ -130,7 +131,7 @@ async def due(indexes: Indexes, collections: Iterable[Collection]) -> list[Colle
     return wrong
 
 
-class _Pace(NamedTuple):
+class Pace(NamedTuple):
     """When a phase was seen first, and how far it was then."""
 
     at: float
@@ -212,7 +213,7 @@ class IndexBuild:
 
     async def _follow(self, collection: Collection, building: asyncio.Task[None]) -> None:
         """Tell how far a build is until it has ended."""
-        phase, pace = None, _Pace(self._clock(), 0.0)
+        phase, pace = None, Pace(self._clock(), 0.0)
         while not building.done():
             await asyncio.wait({building}, timeout=_LOOK_SECONDS)
             # A look that fails says nothing about the build.
@@ -222,7 +223,7 @@ class IndexBuild:
                     continue
                 now, share = self._clock(), progress.share
                 if progress.phase != phase:
-                    phase, pace = progress.phase, _Pace(now, share or 0.0)
+                    phase, pace = progress.phase, Pace(now, share or 0.0)
                 self._watch(Far(progress.phase, share, pace.left_seconds(now, share)))
 
 
