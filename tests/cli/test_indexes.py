@@ -9,6 +9,7 @@ import asyncpg
 import numpy as np
 import pytest
 
+from tests.support.fleet import PATIENCE_SECONDS
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_indexes import PostgresIndexes, table_of
@@ -260,7 +261,7 @@ async def test_ctrl_c_ends_the_build_on_the_server_and_the_next_call_repairs(
 ):
     async with building(docs, migrated) as process:
         process.send_signal(signal.SIGINT)
-        _, said = await asyncio.wait_for(process.communicate(), 20)
+        _, said = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
         assert process.returncode == 130
         assert b"interrupted: " in said
         assert b"Traceback" not in said
