@@ -58,7 +58,7 @@ def test_a_member_says_its_fleet_when_it_joins_and_learns_whose_group_it_is():
     joining = {"a": ours.metadata(["documents"]), "b": theirs.metadata(["documents"])}
     for name, given in ours.assign(Cluster(), joining).items():
         {"a": ours, "b": theirs}[name].on_assignment(given)
-    assert (ours.leader, theirs.leader) == (None, "ours")
+    assert (ours.other_fleet, theirs.other_fleet) == (None, "ours")
 
 
 @pytest.mark.real

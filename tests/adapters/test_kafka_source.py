@@ -286,9 +286,9 @@ async def test_a_question_to_a_frozen_broker_is_given_up(world, broker, monkeypa
     arguments = {
         "commit": ({partition: 1},),
         "landmark": (partition, 0),
+        "topic_ids": (),
         "batch": (partition, 0),
         "confirm": (),
-        "topic_ids": (),
     }
     with frozen(broker):
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -93,11 +93,10 @@ async def test_texts_and_vectors_are_not_compressed_and_pages_keep_room(
         " and attstorage = 'e' order by attname"
     )
     assert [row[0] for row in rows] == ["content", "embedding"]
-    room = {
-        "chunk_1_1": ["fillfactor=50", "toast_tuple_target=128"],
-        "document": ["fillfactor=70"],
-    }
-    for table, wanted in room.items():
+    for table, wanted in (
+        ("chunk_1_1", ["fillfactor=50", "toast_tuple_target=128"]),
+        ("document", ["fillfactor=70"]),
+    ):
         options = await world.fetchval(
             "select reloptions from pg_class where oid = $1::text::regclass", table
         )

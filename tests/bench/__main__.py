@@ -36,7 +36,7 @@ class Bench:
     def __init__(self, servers: Servers, options: argparse.Namespace) -> None:
         self.seen = Seen()
         self._servers = servers
-        self._events = 3_000 if options.quick else workloads.BACKLOG
+        self._events = 3_000 if options.quick else 12_000
         self._peer_events = 600 if options.quick else 2_400
         self._seconds = 6.0 if options.quick else 20.0
         self._peers = [

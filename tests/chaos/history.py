@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple, Self
 
 Place = tuple[str, int]
@@ -72,12 +73,17 @@ class Chunk(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A committed change of a document's row: when in the audit, by whose connection."""
+    """
+    A committed change of a document's row: when in the audit, by whose connection.
+
+    `at` is just before it was committed.
+    """
 
     seq: int
     document: Document
     row: Row
     port: int | None = None
+    at: datetime | None = None
 
 
 class Claimed(NamedTuple):

@@ -235,16 +235,11 @@ def _covered(history: History, log: Log) -> dict[tuple[str, int, int], float]:
     changes = defaultdict(list)
     for change in history.changes:
         changes[change.document].append(change)
-    covered: dict[tuple[str, int, int], float] = {}
-    for position, event in log.events.items():
+    covered: dict[tuple[str, int, int], float] = dict.fromkeys(log.poison, NEVER)
+    poison = {at: event_of(r) for at, r in log.poison.items() if is_readable(r)}
+    for position, event in (log.events | poison).items():
         found = (one.seq for one in changes[event.document] if carries(one.row, event))
         covered[position] = next(found, NEVER)
-    for position, record in log.poison.items():
-        covered[position] = NEVER
-        if is_readable(record):
-            event = event_of(record)
-            found = (one.seq for one in changes[event.document] if carries(one.row, event))
-            covered[position] = next(found, NEVER)
     for entry in history.ledger:
         position = (*entry.place, entry.offset)
         if entry.state != "pending" and entry.seq < covered.get(position, NEVER):

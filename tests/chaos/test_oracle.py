@@ -25,7 +25,6 @@ from tests.chaos.history import (
     Sample,
     State,
 )
-from tests.chaos.nemesis import was_in_hands
 from tests.chaos.oracle import ANOMALIES, check, chunks_of, event_of, fold, purchases, vector_of
 from tests.support.provider import vector_of as provided
 from worker.core.chunking import split
@@ -420,26 +419,6 @@ def test_a_record_is_not_covered_by_what_comes_later(clean):
     early.progress.insert(1, Progressed(8, ZERO, 4))
     early.progress.insert(3, Progressed(9, ZERO, 4))
     assert len(check(early).anomalies["watermark-skip"]) == 1
-
-
-# ---- what may be bought again after a kill ----
-
-
-@pytest.mark.parametrize(
-    ("why", "paid", "first_stored", "dead", "excused"),
-    [
-        ("the first was killed with it", 2, False, {"first"}, True),
-        ("the first lives", 2, False, {"second"}, False),
-        ("the first had stored it", 2, True, {"first", "second"}, False),
-        ("one of them bought it twice", 3, False, {"first", "second"}, False),
-    ],
-)
-def test_only_what_a_killed_worker_had_not_stored_yet_may_be_bought_again(
-    why, paid, first_stored, dead, excused
-):
-    asked = {"second": {"text": 2.0, "more": 2.0}, "first": {"text": 1.0}}
-    stored = {"first": {"text"} if first_stored else set(), "second": {"text"}}
-    assert was_in_hands("text", paid, asked, stored, dead) is excused, why
 
 
 # ---- the oracle's own rules, against those of the worker ----

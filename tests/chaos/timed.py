@@ -20,8 +20,8 @@ import structlog
 from asyncpg import Connection
 from asyncpg.pool import Pool
 
-from tests.support.fleet import WorkerProcess
 from tests.support.verdicts import Verdict
+from tests.support.worker_process import WorkerProcess
 from worker.adapters import kafka_dead_letters
 from worker.adapters.http_embedder import HttpEmbedder
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters

@@ -40,6 +40,7 @@ create table audit (
     kind text not null,
     op text not null,
     port int default inet_client_port(),
+    at timestamptz not null default clock_timestamp(),
     entry jsonb not null
 );
 create function note() returns trigger language plpgsql as $$
@@ -158,7 +159,7 @@ class Witness:
         )
         history.embedded.pop("dimensions", None)
         for row in await sql.fetch(_OURS, self._fleet.kafka.group):
-            _audited(history, row["kind"], row["seq"], row["port"], json.loads(row["entry"]))
+            _audited(history, row, json.loads(row["entry"]))
         return history
 
     async def _all_letters(self) -> list[Any]:
@@ -183,10 +184,12 @@ class Witness:
         ]
 
 
-def _audited(history: History, kind: str, seq: int, port: int, entry: Any) -> None:
-    match kind:
+def _audited(history: History, row: Any, entry: Any) -> None:
+    seq, port = row["seq"], row["port"]
+    match row["kind"]:
         case "document":
-            history.changes.append(Change(seq, _document(entry), _row(entry), port))
+            change = Change(seq, _document(entry), _row(entry), port, row["at"])
+            history.changes.append(change)
         case "partition_claim":
             # Its row is made with epoch 0, and claimed after that.
             if entry["epoch"]:

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -27,18 +28,14 @@ from tests.chaos.oracle import (
     DIMENSIONS,
     Report,
     check,
-    chunks_of,
-    event_of,
-    is_readable,
-    purchases,
 )
 from tests.chaos.proxy import Commits, Link
-from tests.chaos.timed import unfinished
 from tests.chaos.witness import Witness
 from tests.support import provider
-from tests.support.fleet import Fleet, WorkerProcess
+from tests.support.fleet import Fleet
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.verdicts import Verdict
+from tests.support.worker_process import WorkerProcess
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
 from worker.core.model import ChunkingOptions, Collection
@@ -78,8 +75,8 @@ CLAIMS = {
 class ProxiedKafka(EmbeddedKafka):
     """A broker that sends the worker of each seat to a port of its own."""
 
-    def __init__(self, folder: Path, seats: int = SEATS) -> None:
-        self.front = [ReservedPort() for _ in range(seats)]
+    def __init__(self, folder: Path) -> None:
+        self.front = [ReservedPort() for _ in range(SEATS)]
         advertised = {f"SEAT{n}": port.number for n, port in enumerate(self.front)}
         super().__init__(folder, advertised=advertised)
 
@@ -136,10 +133,12 @@ class World:
     late: Callable[[], float] = lambda: 0.0
     """How many seconds later than ever the next request is answered."""
     seats: list[Seat] = field(default_factory=list)
-    asked: defaultdict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
-    """The texts that each process has asked the provider for, and when."""
     writers: dict[int, str] = field(default_factory=dict)
     """Which process a connection's port at the database belongs to."""
+    sold: defaultdict[str, dict[str, datetime]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    """When the provider was last asked for a text by each process, but for what it refuses."""
     report: Report | None = None
     history: History | None = None
 
@@ -203,9 +202,10 @@ class World:
         return self.kafka.link(number)
 
     def _answer(self, call: provider.Call) -> provider.Reply | None:
-        self.asked[call.request.query["worker"]] |= dict.fromkeys(call.texts, monotonic())
         if any(REFUSED in text for text in call.texts):
             return provider.status(400, "no", param="input")
+        sold = dict.fromkeys(call.texts, datetime.now(UTC))
+        self.sold[call.request.query["worker"]] |= sold
         return provider.late(self.late())
 
     # ---- workers ----
@@ -228,9 +228,8 @@ class World:
         }
         self._note_ports(seat)
         worker = await self.fleet.start(
-            module=self.module, may_die=True, **(links | environment)
+            module=self.module, may_die=True, name=process, **(links | environment)
         )
-        worker.name = process
         seat.worker = worker
         seat.processes.append(worker)
         return worker
@@ -246,12 +245,10 @@ class World:
             await self.start(seat, failpoints, **environment)
         await self.shared()
 
-    async def shared(self, timeout_seconds: float = 60) -> None:
-        """Wait until the workers of all seats run all partitions."""
-        await self.fleet.until(self._is_shared, timeout_seconds)
-
-    async def _is_shared(self) -> bool:
-        return await self.fleet.is_shared_by(*(seat.worker for seat in self.seats))
+    async def shared(self, *seats: Seat, timeout_seconds: float = 60) -> None:
+        """Wait until the workers of these seats, or of all, run all partitions."""
+        workers = [seat.worker for seat in seats or self.seats]
+        await self.fleet.until(lambda: self.fleet.is_shared_by(*workers), timeout_seconds)
 
     async def stop_all(self) -> list[int]:
         """Stop every worker in order, one after the other; their exit codes."""
@@ -370,33 +367,6 @@ class World:
                 min(witness.snapshots, witness.sampled) >= least,
             ),
         ]
-
-    def stored_texts(self) -> defaultdict[str, set[str]]:
-        """The texts of the rows that each process has written; once it is judged."""
-        records = {record.order[:3]: record for record in self.history.records}
-        found: defaultdict[str, set[str]] = defaultdict(set)
-        for change in self.history.changes:
-            event = event_of(records[change.row.order[:3]])
-            texts = chunks_of(event.document.collection, event.text or "")
-            found[self.writers[change.port]].update(texts)
-        return found
-
-    def bought_again(self) -> set[str]:
-        """The texts that were paid for more often than the log asks for; once it is judged."""
-        needed = purchases(self.history)
-        paid = self.fleet.embedded_twice()
-        return {text for text, count in paid.items() if count > needed[text]}
-
-    def left_unfinished(self) -> set[str]:
-        """The texts of records that a worker had begun, and has left to the next owner."""
-        records = {record.order[:3]: record for record in self.history.records}
-        places = {place for worker in self.fleet.workers for place in unfinished(worker)}
-        events = (event_of(records[place]) for place in places if is_readable(records[place]))
-        return {
-            text
-            for event in events
-            for text in chunks_of(event.document.collection, event.text or "")
-        }
 
 
 async def run(world, verdicts, scenario):

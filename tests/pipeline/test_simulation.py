@@ -59,6 +59,7 @@ PROVIDER_FAULTS = (
     partial(RateLimited, status=429, retry_after_seconds=2),
     partial(BadOutput, status=200),
 )
+BROKER_FAULTS = ("topic_ids", "committed", "bounds", "landmark", "commit", "publish")
 
 
 class Chaos:
@@ -101,7 +102,7 @@ class Chaos:
             partition = int(document[1:]) % self.universe.partitions
             self.universe.publish(self.event(document, version), partition=partition)
             if self.random.random() < 0.1:
-                self.universe.broker.skip("documents", partition)
+                self.universe.broker.skip(TOPIC, partition)
 
     def event(self, document, version):
         kind = self.random.random()
@@ -150,7 +151,7 @@ class Chaos:
                 await asyncio.sleep(self.random.random() * 5)
                 broker.start()
             case _:
-                broker.fail(self.random.choice(["commit", "publish", "bounds"]))
+                broker.fail(self.random.choice(BROKER_FAULTS))
 
     async def claim_late(self):
         """Claim for somebody who has lost the partition meanwhile, and is gone."""
@@ -228,6 +229,6 @@ def test_the_restored_database_is_filled_again_by_workers_that_stay_up():
         assert universe.text("a") == "one"
         while universe.text("a") != "two":
             await universe.broker.changes.next(10)
-        assert universe.database.state.progress["fleet", ONLY].next_offset == 2
+        assert universe.database.state.progress[GROUP, ONLY].next_offset == 2
 
     live(restored)

@@ -289,7 +289,7 @@ class Audit:
     # ---- the end ----
 
     def check_end(self) -> None:
-        """Everything is done: the table is the fold of the log without the dead letters."""
+        """Every record is in a row that is no older, or a dead letter: so rows are the fold."""
         self.check()
         for partition, record in self.records():
             if not self.is_covered(record):

@@ -1,8 +1,7 @@
 """
-A fleet in memory under virtual time: broker, database, provider and workers, and its oracle.
+A fleet in memory under virtual time: broker, database, provider and workers.
 
-The oracle shares no code with the pipeline: it folds the log of the broker by the written
-rules (`worker/DESIGN.md` 4) and compares with the tables.
+The audit (`tests/support/audit.py`) looks at broker and tables after every commit.
 """
 
 import asyncio

@@ -51,11 +51,11 @@ class Fleet:
 
 
 class FleetAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]  # the library has no types
-    """The assignor of one member; `leader` is the fleet whose group it is, if not our own."""
+    """The assignor of one member; `other_fleet` is whose group it is, if it is not ours."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self.leader: str | None = None
+        self.other_fleet: str | None = None
 
     @property
     def _name(self) -> bytes:
@@ -87,7 +87,7 @@ class FleetAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]  # the l
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         """Take note of whose group it is."""
         told = assignment.user_data
-        self.leader = None if self._is_ours(told) else told.decode(errors="replace")
+        self.other_fleet = None if self._is_ours(told) else told.decode(errors="replace")
 
     def _is_ours(self, fleet: bytes | None) -> bool:
         return not fleet or fleet == self._name

@@ -120,7 +120,7 @@ async def ask_coordinator(consumer: AIOKafkaConsumer, request: Any) -> Any:
 
     Raises:
         NotImplementedError: it does not know the request in this version.
-        KafkaError: it does not answer.
+        KafkaError: none is known just now, or it does not answer.
     """
     client = consumer._client  # noqa: SLF001
     node = consumer._coordinator.coordinator_id  # noqa: SLF001

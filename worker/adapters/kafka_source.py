@@ -239,16 +239,16 @@ class KafkaSource:
         self._consumer.pause(*partitions)
         if self._commit is not None:
             self._commit.cancel()  # else it goes on trying, with the new generation
-        if self._assignor.leader is not None:
-            self._failure = self._strange(self._assignor.leader)
+        if self._assignor.other_fleet is not None:
+            self._failure = self._strange(self._assignor.other_fleet)
         self._number += 1
         self._partitions = frozenset(Partition(*place) for place in partitions)
         self._holds = True
         self._assignments.assigned(self._number, self._partitions)
 
-    def _strange(self, leader: str) -> ConfigError:
+    def _strange(self, fleet: str) -> ConfigError:
         return ConfigError(
-            f"the group {self._options.group!r} works for another table ({leader}) than this "
+            f"the group {self._options.group!r} works for another table ({fleet}) than this "
             f"worker ({self._fleet.name}), and each would get a part of the documents: "
             "give it another kafka.group, or their database.url and database.schema"
         )

@@ -7,7 +7,7 @@ Asks the group's coordinator, once; changes nothing that the client knows.
 
 from collections.abc import Collection, Mapping
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer
@@ -102,10 +102,7 @@ class _Struct(RequestStruct):  # type: ignore[misc]
     )
 
 
-_Structs: TypeAlias = _Struct
-
-
-class _Request(Request[_Structs]):  # type: ignore[misc]
+class _Request(Request[_Struct]):  # type: ignore[misc]
     API_KEY = 3
 
     def __init__(self, topics: Collection[str]) -> None:

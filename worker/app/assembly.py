@@ -114,7 +114,7 @@ def assemble(
 ) -> Worker:
     """Put a worker together; `owner` names it in its claims."""
     tasks, lives = Tasks(), Lives()
-    marks = Marks(ports.crashes, spawn=tasks.spawn)
+    marks = Marks(ports.crashes, jitter=around.jitter, spawn=tasks.spawn)
     refusals = Refusals(ports.poisons, lives)
     scheduler = Scheduler(
         max_documents=settings.queue.max_documents,

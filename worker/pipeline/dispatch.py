@@ -76,7 +76,7 @@ class Dispatch:
 
     def pump(self) -> None:
         """Start what may be started, and say whether there is room for more."""
-        # Not those that only wait: they would hold up all others.
+        # Those that only wait hold no place: they would hold up all others.
         while len(self._tasks) - self.patient < self._max_in_flight:
             work = self.scheduler.take()
             if work is None:
