@@ -291,6 +291,28 @@ async def test_a_build_tells_how_much_is_done(
     assert 0 <= seen[0] < 0.5 < seen[-1] <= 1
 
 
+async def test_a_small_table_is_built_by_several_processes_where_they_are_asked_for(
+    world: PostgresWorld, indexes: PostgresIndexes
+) -> None:
+    """Its vectors are out of line: by its pages it would be too small for any help."""
+    one = await collection(world, dimensions=512, storage="halfvec")
+    await fill(world, one, 3_000)
+    helpers = (
+        "select count(*) from pg_stat_activity"
+        " where backend_type = 'parallel worker' and query like $1"
+    )
+    statement = f"create index concurrently {table_of(one)}%"
+    for workers in (0, 1):
+        most = 0
+        async with indexes.locked(one, "a test") as builder, asyncio.TaskGroup() as tasks:
+            building = tasks.create_task(create(builder, workers=workers))
+            while not building.done():
+                most = max(most, await world.fetchval(helpers, statement))
+        assert most == workers
+        async with indexes.locked(one, "a test") as builder:
+            await builder.drop(Place.MAIN)
+
+
 async def test_two_who_work_on_one_index_are_refused_and_two_on_two_are_not(
     world: PostgresWorld, indexes: PostgresIndexes, monkeypatch
 ) -> None:
