@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.store_changes import ARTICLES
 from tests.support.store_worlds import PostgresWorld, postgres_world
+from worker.adapters.pg_client import Database
 from worker.adapters.pg_indexes import (
     EXACT_ROWS,
     IndexBuilder,
@@ -476,3 +477,17 @@ async def test_the_server_tells_what_a_build_depends_on(indexes: PostgresIndexes
     assert server.shared_buffers_bytes >= MIB
     assert server.cache_bytes >= server.shared_buffers_bytes
     assert server.maintenance_workers >= 0
+
+
+async def test_an_exact_search_may_take_longer_than_a_statement_of_the_pool(database) -> None:
+    async with postgres_world(database) as world:
+        one = await collection(world, dimensions=1024, storage="halfvec")
+        await fill(world, one, 5_000)
+    short = replace(database, statement_timeout_seconds=0.01, lock_timeout_seconds=0.01)
+    pool = await Database.open(short)
+    try:
+        recall = await Readers(pool).recall(one, 3, 5)
+    finally:
+        await pool.close()
+    assert recall is not None
+    assert recall.share == 1
