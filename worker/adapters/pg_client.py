@@ -351,14 +351,20 @@ class Database:
 
 async def _set_up(connection: Connection) -> None:
     try:
-        await _set_codecs(connection)
+        await set_codecs(connection)
     except BaseException:
         # asyncpg 0.32 would close it in order, and wait for a silent server beyond all limits.
         connection.terminate()
         raise
 
 
-async def _set_codecs(connection: Connection) -> None:
+async def set_codecs(connection: Connection) -> None:
+    """
+    Let vectors come and go as pgvector's bytes.
+
+    Raises:
+        ConfigError: the extension is missing.
+    """
     schema = await connection.fetchval(_VECTOR_SCHEMA)
     if schema is None:
         raise ConfigError("the extension 'vector' is missing: run the migrations first")

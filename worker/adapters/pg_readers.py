@@ -1,10 +1,10 @@
 """
 What readers get of a collection: whether the index serves them, and how much it finds.
 
-Asks what a reader would ask, `pg_search.nearest_query`, with vectors that are stored, and as a
-reader's connection would plan it: the pool's own connections are told not to scan tables.
-Samples a few pages of the chunk table, so a large one costs no more than a small one. Reads
-only.
+Asks what a reader would ask, `pg_search.nearest_query`, with vectors that are stored, and on a
+connection of its own: the pool's are told not to scan tables, and have time limits, which an
+exact search of a large table would meet. Samples a few pages of the chunk table, so a large one
+costs no more than a small one. Reads only.
 """
 
 from collections import Counter
@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 
 from msgspec import json
 
-from worker.adapters.pg_client import Connection, Database
+from worker.adapters.pg_client import Connection, Database, set_codecs, unhurried
 from worker.adapters.pg_documents import chunk_table, index_name
 from worker.adapters.pg_search import nearest_query, scan_on
 from worker.core.model import Collection
 
-_AS_READERS_PLAN = """
-set local enable_seqscan = on; set local enable_hashjoin = on; set local enable_mergejoin = on
-"""
+_APPLICATION = "embedfleet index status"
 _PAGES = "select relpages from pg_class where oid = to_regclass($1)"
 _SAMPLE = """
 select tenant, id, seq, embedding from {table} tablesample system ({percent})
@@ -32,7 +30,7 @@ _TENANTS = """
 select tenant, count(*) as rows from {table} tablesample system ({percent}) group by tenant
 """
 _SAMPLED_PAGES = 2_000
-"""Some 10,000 rows, of which the vectors are mostly elsewhere."""
+"""Tens of thousands of rows, of which the vectors are mostly elsewhere."""
 _SAME = 1e-6
 """Distances are computed in another order by an index."""
 
@@ -79,26 +77,26 @@ class Readers:
     async def is_served_by_index(self, collection: Collection, k: int = 10) -> bool | None:
         """Tell whether a query of the largest tenant uses the index; None: there is none."""
         tenants = await self.tenants(collection)
-        if not tenants:
-            return None
-        async with self._as_reader(collection) as connection:
-            samples = await _samples(connection, collection, 1)
-            if not samples:
+        async with self._reader() as reader:
+            samples = await _samples(reader, collection, 1)
+            if not tenants or not samples:
                 return None
-            (one,) = samples
-            return await _is_by_index(connection, collection, (tenants[0][0], one.vector, k))
+            asked = (tenants[0][0], samples[0].vector, k)
+            async with _scanning(reader, collection):
+                return await _is_by_index(reader, collection, asked)
 
     async def recall(self, collection: Collection, queries: int, k: int) -> Recall | None:
         """Compare what readers are given with what is nearest; None: nothing is stored."""
         shares: list[float] = []
         by_index = 0
-        async with self._as_reader(collection) as connection:
-            for one in await _samples(connection, collection, queries):
+        async with self._reader() as reader:
+            for one in await _samples(reader, collection, queries):
                 # One more, since the nearest one is the asked one itself.
                 asked = (one.tenant, one.vector, k + 1)
-                given = await connection.fetch(nearest_query(collection), *asked)
-                nearest = await connection.fetch(nearest_query(collection, exact=True), *asked)
-                by_index += await _is_by_index(connection, collection, asked)
+                async with _scanning(reader, collection):
+                    given = await reader.fetch(nearest_query(collection), *asked)
+                    nearest = await reader.fetch(nearest_query(collection, exact=True), *asked)
+                    by_index += await _is_by_index(reader, collection, asked)
                 if (share := _share(one, given, nearest, k)) is not None:
                     shares.append(share)
         if not shares:
@@ -106,11 +104,18 @@ class Readers:
         return Recall(sum(shares) / len(shares), min(shares), k, len(shares), by_index)
 
     @asynccontextmanager
-    async def _as_reader(self, collection: Collection) -> AsyncIterator[Connection]:
-        async with self._database.transaction() as connection:
-            await connection.execute(_AS_READERS_PLAN)
-            await scan_on(connection, collection)
+    async def _reader(self) -> AsyncIterator[Connection]:
+        async with unhurried(self._database.options, _APPLICATION) as connection:
+            await set_codecs(connection)
             yield connection
+
+
+@asynccontextmanager
+async def _scanning(connection: Connection, collection: Collection) -> AsyncIterator[None]:
+    # A transaction each: an old snapshot would hold up vacuum and builds.
+    async with connection.transaction():
+        await scan_on(connection, collection)
+        yield
 
 
 async def _percent(connection: Connection, table: str) -> float:

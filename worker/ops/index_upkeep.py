@@ -64,8 +64,10 @@ class IndexUpkeep:
 
     async def _build_due(self) -> None:
         for collection in await due(self._indexes, await self._catalog.collections()):
-            log.info("building an index", action="index_begun", collection=collection.name)
+            log.info("an index is due", action="index_due", collection=collection.name)
             built = await self._build.run(collection, by=BY)
+            if not built.did:
+                continue  # another worker was quicker
             log.info(
                 "built an index",
                 action="index_built",
