@@ -185,9 +185,14 @@ def _publish(path: Path) -> None:
 
 
 def _publish_what_is_whole(path: Path) -> None:
-    if (path / UNFINISHED / MANIFEST).exists():
-        with _locked(path / UNFINISHED):
+    """Finish what was ended in the middle of changing names, or of clearing up after it."""
+    unfinished = path / UNFINISHED
+    if (unfinished / MANIFEST).exists():
+        with _locked(unfinished):
             _publish(path)
+    elif unfinished.exists() and not (unfinished / _JOURNAL).exists():
+        with _locked(unfinished):
+            shutil.rmtree(unfinished)
 
 
 def _check(path: Path, subject: Subject, unfinished: Subject | None) -> None:
