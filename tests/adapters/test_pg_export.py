@@ -373,7 +373,11 @@ async def test_any_write_of_a_document_changes_the_digest_of_its_part_alone(worl
     for change in (
         lambda: world.put(claim, of=one, version=20, texts=["x"]),
         metadata_only,
-        lambda: world.drop(claim, of=one, version=22),
+        lambda: world.fetch(
+            "update document set revision = 99 where (tenant, id) = ('a', '2')"
+        ),
+        lambda: world.fetch("update document set version = 22 where (tenant, id) = ('a', '2')"),
+        lambda: world.drop(claim, of=one, version=22, offset=1),
         lambda: world.put(claim, of=one, version=23, texts=["x"]),
         lambda: world.fetch(
             "insert into scope_tombstone values ('a', 'articles', 23, 't', 0, 0, 0, 0)"

@@ -81,6 +81,13 @@ async def test_an_export_that_was_killed_goes_on_and_reads_only_the_rest(tmp_pat
     assert await killed(tmp_path, MemorySnapshot(DOCUMENTS), after=7)
     assert not (tmp_path / "manifest.json").exists()
     again = MemorySnapshot(DOCUMENTS, number=2)
+    with ExportFolder.open(tmp_path, SUBJECT, force=False) as folder:
+        bounds = [tuple(checkpoint.part) for checkpoint in folder.parts]
+    assert bounds == [
+        (None, ("t", "01")),
+        (("t", "01"), ("t", "03")),
+        (("t", "03"), ("t", "05")),
+    ]
     done = await exported(tmp_path, again)
     assert (done.found_rows, done.kept_rows) == (12, 12)
     assert again.read_documents == list(DOCUMENTS)[6:]
@@ -278,10 +285,11 @@ async def test_a_kill_between_any_two_changes_of_names_loses_neither_export(tmp_
             await exported(path, MemorySnapshot(newer), force=True)
         if count() <= changes:
             break
-        if (path / "manifest.json").exists():
-            check_sums(path)
+        rows = check_sums(path).rows if (path / "manifest.json").exists() else None
+        again = MemorySnapshot(newer)
         with suppress(ConfigError):  # it was finished, but for its names
-            await exported(path, MemorySnapshot(newer))
+            await exported(path, again)
+        assert rows != 2 * len(newer) or again.read_documents == []
         check_holds(path, newer)
         changes += 1
     assert changes > 6
