@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench format schemas lock clean
+.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench bench-failures bench-bulk-load bench-peers format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -57,14 +57,27 @@ model: .venv/installed  ## Check the model of the protocol with TLC; MODEL=--wri
 mutation: .venv/installed  ## Change the core and see that its tests notice; M=offsets: one module.
 	$(PYTHON) -m tests.mutation.run $(M)
 
-bench: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
+bench: .venv/installed bench-peers  ## Measure workers beside their peers; B="--only P7 --peers none": a part.
+	UV=$(UV) $(PYTHON) -m tests.bench $(B)
+
+bench-failures: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy
+
+bench-bulk-load: .venv/installed  ## Measure a load without an index against one under it.
+	$(PYTHON) -m tests.bench.bulk_load
+
+bench-peers: .venv/installed | $(UV)  ## Install whom the benchmark compares with, each apart.
+	UV=$(UV) $(PYTHON) -m tests.bench.peers.registry
 
 schemas: .venv/installed  ## Write the generated JSON Schema, AsyncAPI and README tables anew.
 	$(PYTHON) -m tests.support.generate
 
 lock: | $(UV)  ## Resolve the dependencies anew.
 	$(UV) pip compile --universal --all-extras --group dev --generate-hashes --no-emit-index-url --no-header --quiet pyproject.toml --output-file requirements.lock --upgrade
+	for peer in naive faststream quix cocoindex; do \
+	    $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	        --no-header --quiet tests/bench/peers/$$peer.in \
+	        --output-file tests/bench/peers/$$peer.txt --upgrade || exit 1; done
 
 clean:  ## Remove what the targets made here.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv build/peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

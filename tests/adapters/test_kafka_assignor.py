@@ -1,15 +1,17 @@
 """Members of one group that work for several tables: those of the leader's work, no others."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 
 from tests.support.kafka_facts import Member
-from worker.adapters.kafka_assignor import FleetAssignor
+from worker.adapters import kafka_assignor
+from worker.adapters.kafka_assignor import Fleet, FleetAssignor
 from worker.adapters.kafka_source import KafkaSource
 from worker.config import KafkaOptions
-from worker.errors import ConfigError
+from worker.errors import ConfigError, StoreUnavailable
 
 
 class Cluster:
@@ -28,7 +30,7 @@ def share(leader, **fleets):
             [place.partition for place in given.partitions()],
             given.user_data,
         )
-        for name, given in FleetAssignor(leader).assign(Cluster(), members).items()
+        for name, given in FleetAssignor(Fleet(leader)).assign(Cluster(), members).items()
     }
 
 
@@ -52,11 +54,11 @@ def test_a_member_that_says_nothing_is_one_of_us(nothing):
 
 
 def test_a_member_says_its_fleet_when_it_joins_and_learns_whose_group_it_is():
-    ours, theirs = FleetAssignor("ours"), FleetAssignor("theirs")
+    ours, theirs = FleetAssignor(Fleet("ours")), FleetAssignor(Fleet("theirs"))
     joining = {"a": ours.metadata(["documents"]), "b": theirs.metadata(["documents"])}
     for name, given in ours.assign(Cluster(), joining).items():
         {"a": ours, "b": theirs}[name].on_assignment(given)
-    assert (ours.leader, theirs.leader) == (None, "ours")
+    assert (ours.other_fleet, theirs.other_fleet) == (None, "ours")
 
 
 @pytest.mark.real
@@ -66,8 +68,8 @@ async def test_a_worker_of_another_table_is_refused_and_the_others_go_on(
     options = replace(
         kafka_options, topics=(await create_topic(partitions=4),), heartbeat_seconds=0.3
     )
-    ours = Member(KafkaSource(options, "system/ours"), begin_at=0)
-    theirs = Member(KafkaSource(options, "system/theirs"), begin_at=0)
+    ours = Member(KafkaSource(options, Fleet("system/ours")), begin_at=0)
+    theirs = Member(KafkaSource(options, Fleet("system/theirs")), begin_at=0)
     try:
         await ours.source.open(ours)
         await ours.until(lambda member: len(member.partitions) == 4)
@@ -80,3 +82,45 @@ async def test_a_worker_of_another_table_is_refused_and_the_others_go_on(
     finally:
         await theirs.source.close()
         await ours.source.close()
+
+
+@pytest.mark.real
+async def test_a_table_that_comes_back_on_another_server_keeps_the_workers_it_had(
+    kafka_options: KafkaOptions, create_topic
+):
+    options = replace(
+        kafka_options, topics=(await create_topic(partitions=4),), heartbeat_seconds=0.3
+    )
+    names = ["old/table"]
+
+    async def ask():
+        return names[-1]
+
+    old = Member(KafkaSource(options, Fleet("old/table", ask)), begin_at=0)
+    new = Member(KafkaSource(options, Fleet("new/table", ask)), begin_at=0)
+    try:
+        await old.source.open(old)
+        await old.until(lambda member: len(member.partitions) == 4)
+        names.append("new/table")
+        await new.source.open(new)
+        await new.until(lambda member: len(member.partitions) == 2)
+        await old.until(lambda member: len(member.partitions) == 2)
+    finally:
+        await new.source.close()
+        await old.source.close()
+
+
+async def test_a_table_that_does_not_answer_has_the_name_that_it_had():
+    async def ask():
+        raise StoreUnavailable
+
+    fleet = Fleet("table", ask)
+    await fleet.look()
+    assert fleet.name == "table"
+
+
+async def test_a_table_is_asked_for_its_name_for_a_moment_only(monkeypatch):
+    monkeypatch.setattr(kafka_assignor, "_LOOK_SECONDS", 0)
+    fleet = Fleet("table", asyncio.Event().wait)
+    await fleet.look()
+    assert fleet.name == "table"

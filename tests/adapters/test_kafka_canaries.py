@@ -277,6 +277,14 @@ async def test_the_coordinator_shows_membership_and_sends_heartbeats(world):
     assert not kafka_internals.is_member(consumer)
 
 
+async def test_the_coordinator_is_known_by_its_number_until_it_is_lost(world):
+    consumer = (await world.join()).source._consumer
+    brokers = {broker.nodeId for broker in consumer._client.cluster.brokers()}
+    assert consumer._coordinator.coordinator_id in brokers
+    consumer._coordinator.coordinator_dead()
+    assert consumer._coordinator.coordinator_id is None
+
+
 async def test_a_record_of_neither_key_nor_value_is_refused_by_send(world):
     producer = AIOKafkaProducer(bootstrap_servers=world.options.bootstrap_servers)
     await producer.start()

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.store_changes import ARTICLES
+from tests.support.store_changes import ARTICLES, INDEXED
 from tests.support.store_worlds import PostgresWorld, postgres_world
+from worker.core.vector_index import VectorIndex
+from worker.errors import ConfigError
 
 pytestmark = pytest.mark.real
 
@@ -29,9 +31,10 @@ async def test_creating_what_another_worker_is_creating_waits_for_it(
     )
     async with asyncio.TaskGroup() as tasks, world.database.transaction() as connection:
         identity = await connection.fetchval(insert)
-        creating = tasks.create_task(world.catalog.create(WIKI, index=False))
+        creating = tasks.create_task(world.catalog.create(WIKI))
         await world.until_waiting(creating)
-    assert creating.result() == replace(WIKI, id=identity)
+    # Whoever says nothing of an index gets the one of before there was a choice.
+    assert creating.result() == replace(WIKI, id=identity, index=INDEXED)
 
 
 async def test_readers_of_the_collections_do_not_wait_for_a_creation(
@@ -42,17 +45,44 @@ async def test_readers_of_the_collections_do_not_wait_for_a_creation(
         assert await world.catalog.collection("articles") == world.articles
 
 
-@pytest.mark.parametrize("index", [True, False])
-async def test_the_index_is_of_the_storage_and_metric(
-    world: PostgresWorld, *, index: bool
+@pytest.mark.parametrize(
+    ("index", "found"),
+    [
+        (
+            VectorIndex(m=8, ef_construction=32, build_at_rows=0),
+            [("halfvec_cosine_ops", ["m=8", "ef_construction=32"])],
+        ),
+        (VectorIndex(build_at_rows=1), []),
+        (VectorIndex("none", build_at_rows=0), []),
+    ],
+    ids=repr,
+)
+async def test_an_index_that_should_always_be_there_is_of_the_storage_and_metric(
+    world: PostgresWorld, index: VectorIndex, found: list
 ) -> None:
-    wanted = replace(WIKI, storage="halfvec", metric="cosine")
-    await world.catalog.create(wanted, index=index)
+    wanted = replace(WIKI, storage="halfvec", metric="cosine", index=index)
+    await world.catalog.create(wanted)
     rows = await world.fetch(
-        "select o.opcname from pg_index i join pg_opclass o on o.oid = any (i.indclass)"
+        "select o.opcname, c.reloptions from pg_index i"
+        " join pg_class c on c.oid = i.indexrelid"
+        " join pg_opclass o on o.oid = any (i.indclass)"
         " where i.indrelid = 'chunk_2_1'::regclass and not i.indisprimary"
     )
-    assert [row[0] for row in rows] == (["halfvec_cosine_ops"] if index else [])
+    assert [tuple(row) for row in rows] == found
+
+
+async def test_what_index_a_collection_should_have_can_be_said_anew(
+    world: PostgresWorld,
+) -> None:
+    created = await world.catalog.create(WIKI)
+    wanted = VectorIndex("ivfflat", 8, 40, lists=7, build_at_rows=1_000)
+    assert await world.catalog.set_index(created, wanted) == replace(created, index=wanted)
+    assert await world.catalog.collections() == [
+        world.articles,
+        replace(created, index=wanted),
+    ]
+    with pytest.raises(ConfigError, match="ef_construction"):
+        await world.catalog.set_index(created, VectorIndex(ef_construction=0))
 
 
 async def test_texts_and_vectors_are_not_compressed_and_pages_keep_room(
@@ -63,8 +93,11 @@ async def test_texts_and_vectors_are_not_compressed_and_pages_keep_room(
         " and attstorage = 'e' order by attname"
     )
     assert [row[0] for row in rows] == ["content", "embedding"]
-    for table in ("chunk_1_1", "document"):
+    for table, wanted in (
+        ("chunk_1_1", ["fillfactor=50", "toast_tuple_target=128"]),
+        ("document", ["fillfactor=70"]),
+    ):
         options = await world.fetchval(
             "select reloptions from pg_class where oid = $1::text::regclass", table
         )
-        assert options == ["fillfactor=70"]
+        assert options == wanted

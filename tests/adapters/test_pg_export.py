@@ -13,7 +13,7 @@ from tests.support.store_changes import ARTICLES, chunk, key, upsert, write
 from tests.support.store_worlds import PostgresWorld, postgres_world
 from worker.adapters import pg_export
 from worker.adapters.pg_export import ExportSnapshot
-from worker.adapters.pg_reader import Reader
+from worker.adapters.pg_patient import PatientReader
 from worker.core.exports import Part, PartitionPosition
 from worker.core.model import Base, Collection, Partition, Progress, Vector
 from worker.errors import ConfigError, StoreUnavailable
@@ -173,7 +173,7 @@ async def test_no_text_breaks_a_line(world):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 async def test_vectors_are_exactly_what_is_stored(storage, dtype, world):
     settings = replace(ARTICLES, name="wiki", dimensions=5, storage=storage)
-    collection = await world.catalog.create(settings, index=False)
+    collection = await world.catalog.create(settings)
     wanted = np.random.default_rng(1).normal(size=(40, 5)).astype("<f2").astype("<f4")
     claim, writes = await world.claim(), []
     for number, numbers in enumerate(wanted):
@@ -190,7 +190,7 @@ async def test_vectors_are_exactly_what_is_stored(storage, dtype, world):
 
 async def test_a_vector_that_float16_cannot_hold_is_refused_in_one_sentence(world):
     settings = replace(ARTICLES, name="wiki", dimensions=1, storage="vector")
-    collection = await world.catalog.create(settings, index=False)
+    collection = await world.catalog.create(settings)
     change = upsert(collection, Base(), version=1, of=key(collection="wiki"), texts=["x"])
     vectors = {change.insert[0].id: Vector(np.float32([1e9]).tobytes())}
     claim = await world.claim()
@@ -393,7 +393,7 @@ async def test_any_write_of_a_document_changes_the_digest_of_its_part_alone(worl
 async def test_other_collections_do_not_count(world):
     await put_some(world)
     before = await digest(world)
-    wiki = await world.catalog.create(replace(ARTICLES, name="wiki"), index=False)
+    wiki = await world.catalog.create(replace(ARTICLES, name="wiki"))
     change = upsert(wiki, Base(), version=1, of=key("2", tenant="a", collection="wiki"))
     await world.store.apply([write(change, await world.claim())])
     assert await digest(world) == before
@@ -432,7 +432,7 @@ def reading(world: PostgresWorld, patience_seconds: float):
         statement_timeout_seconds=patience_seconds / 2,
         lock_timeout_seconds=patience_seconds / 2,
     )
-    return Reader.open(options, {})
+    return PatientReader.open(options, "test", {})
 
 
 async def test_a_server_that_falls_silent_is_not_waited_for(world):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from schemas.events import ScopeDeleted
-from tests.support.store_changes import ARTICLES, at, chunk, key, vector_of
+from tests.support.store_changes import ARTICLES, INDEXED, at, chunk, key, vector_of
 from tests.support.store_worlds import PostgresWorld, postgres_world
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_search import Search, nearest_query
@@ -97,9 +97,14 @@ async def test_a_tenant_with_few_of_the_rows_gets_all_its_results_by_the_index(
     world: PostgresWorld, by_index: Database
 ) -> None:
     settings = replace(
-        ARTICLES, name="wiki", dimensions=DIMENSIONS, storage="vector", metric="l2"
+        ARTICLES,
+        name="wiki",
+        dimensions=DIMENSIONS,
+        storage="vector",
+        metric="l2",
+        index=INDEXED,
     )
-    collection = await world.catalog.create(settings, index=True)
+    collection = await world.catalog.create(settings)
     vectors = await fill(world, collection, await world.claim())
     assert "chunk_2_1_embedding" in await plan(by_index.options, collection, "rare")
     k = 10
@@ -138,9 +143,14 @@ async def test_each_metric_finds_the_nearest_first(
     world: PostgresWorld, storage: str, metric: str
 ) -> None:
     named = replace(
-        ARTICLES, name="wiki", dimensions=DIMENSIONS, storage=storage, metric=metric
+        ARTICLES,
+        name="wiki",
+        dimensions=DIMENSIONS,
+        storage=storage,
+        metric=metric,
+        index=INDEXED,
     )
-    collection = await world.catalog.create(named, index=True)
+    collection = await world.catalog.create(named)
     claim, wanted = await world.claim(), random_vectors(1)[0]
     opposite = Vector((-np.frombuffer(wanted, "<f4")).tobytes())
     for name, found in (("far", opposite), ("near", wanted)):

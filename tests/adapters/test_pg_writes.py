@@ -8,6 +8,7 @@ from schemas.events import ScopeDeleted
 from tests.support.store_changes import (
     ARTICLES,
     GROUP,
+    INDEXED,
     PARTITION,
     at,
     chunk,
@@ -23,7 +24,7 @@ from worker.ports import LetterPlace, Query, Verdict
 pytestmark = pytest.mark.real
 
 APPLIED = Verdict.APPLIED
-WIDE = replace(ARTICLES, name="wide", dimensions=1536)
+WIDE = replace(ARTICLES, name="wide", dimensions=1536, index=INDEXED)
 OF = key(collection="wide")
 
 
@@ -36,7 +37,7 @@ async def world(database):
 @pytest.fixture
 async def wide(world: PostgresWorld) -> Collection:
     """A collection with an index, whose vectors are stored out of line (3 KB)."""
-    return await world.catalog.create(WIDE, index=True)
+    return await world.catalog.create(WIDE)
 
 
 async def places(world: PostgresWorld) -> dict[str, tuple[str, int]]:
@@ -54,10 +55,26 @@ async def toast_rows(world: PostgresWorld) -> int:
     )
 
 
+async def updates(world: PostgresWorld, table: str) -> tuple[int, int]:
+    """Updates of a table so far, and those of them that touched no index (HOT)."""
+    await world.fetch("select pg_stat_force_next_flush()")
+    (row,) = await world.fetch(
+        "select n_tup_upd, n_tup_hot_upd from pg_stat_all_tables"
+        f" where relid = '{table}'::regclass"
+    )
+    return tuple(row)
+
+
 async def put(world: PostgresWorld, wide: Collection, version: int, *texts: str, **other):
-    claim = await world.claim()
+    await put_as(world, wide, OF.id, *texts, version=version, **other)
+
+
+async def put_as(
+    world: PostgresWorld, wide: Collection, name: str, *texts: str, version: int = 1, **other
+):
+    claim, of = await world.claim(), OF._replace(id=name)
     change = upsert(
-        wide, await world.base(OF), of=OF, version=version, offset=version, texts=texts, **other
+        wide, await world.base(of), of=of, version=version, offset=version, texts=texts, **other
     )
     (verdict,) = await world.store.apply([write(change, claim)])
     assert verdict is APPLIED
@@ -95,13 +112,18 @@ async def test_a_moved_chunk_touches_no_index_and_no_vector(
         await put(world, wide, version, *texts)
     assert await toast_rows(world) == toast
     assert await world.fetchval(size) == index
-    updates, hot = (
-        await world.fetch(
-            "select n_tup_upd, n_tup_hot_upd from pg_stat_all_tables"
-            " where relid = 'chunk_2_1'::regclass"
-        )
-    )[0]
-    assert (updates, hot) == (20, 20)
+    assert await updates(world, "chunk_2_1") == (20, 20)
+
+
+async def test_all_chunks_behind_a_new_one_move_without_their_texts_and_indexes(
+    world: PostgresWorld, wide: Collection
+) -> None:
+    texts = [f"{number:02d} ".ljust(1200, "x") for number in range(20)]
+    for other in range(30):  # pages are as full as they get
+        await put_as(world, wide, f"other-{other}", *texts)
+    await put(world, wide, 1, *texts)
+    await put(world, wide, 2, "a new beginning", *texts)
+    assert await updates(world, "chunk_2_1") == (20, 20)
 
 
 async def test_new_versions_of_a_document_row_are_hot(
@@ -109,14 +131,7 @@ async def test_new_versions_of_a_document_row_are_hot(
 ) -> None:
     for version in range(1, 12):
         await put(world, wide, version, "text")
-    await world.fetch("select pg_stat_force_next_flush()")
-    updates, hot = (
-        await world.fetch(
-            "select n_tup_upd, n_tup_hot_upd from pg_stat_all_tables"
-            " where relid = 'document'::regclass"
-        )
-    )[0]
-    assert (updates, hot) == (10, 10)
+    assert await updates(world, "document") == (10, 10)
 
 
 async def test_a_document_that_shrinks_leaves_no_chunk_behind(
@@ -171,6 +186,21 @@ async def test_a_row_that_was_purged_and_stored_again_is_another_base(
     await world.put(claim, version=1, offset=5, texts=["z"])
     assert await world.store.apply([write(late, claim)]) == [Verdict.BASE_CHANGED]
     assert await world.texts() == ["z"]
+
+
+async def test_chunks_whose_document_was_deleted_by_hand_are_in_nobodys_way(
+    world: PostgresWorld,
+) -> None:
+    claim = await world.claim()
+    await world.put(claim, version=1, texts=["x", "y"])
+    await world.fetch("delete from document")
+    changes = [
+        upsert(world.articles, Base(), version=2, texts=["y", "z"]),
+        upsert(world.articles, Base(), of=key("other"), version=1, texts=["new"]),
+    ]
+    assert await world.store.apply([write(found, claim) for found in changes]) == [APPLIED] * 2
+    assert await world.texts(key("other")) == ["new"]
+    assert {"y", "z"} <= set(await world.texts())
 
 
 async def scans(world: PostgresWorld) -> dict[str, int]:

@@ -81,7 +81,7 @@ class Run(NamedTuple):
 async def fill(database: Database, storage: str) -> Collection:
     """Make a collection with its documents."""
     settings = replace(ARTICLES, name=storage, dimensions=DIMENSIONS, storage=storage)
-    collection = await PostgresCatalog(database).create(settings, index=False)
+    collection = await PostgresCatalog(database).create(settings)
     table = chunk_table(collection.id, collection.generation)
     connection = await session(database.options)
     try:

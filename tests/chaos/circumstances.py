@@ -69,7 +69,7 @@ async def two_groups(world: World) -> list[Verdict]:
 
 async def _runs_all(world: World, seat: Seat) -> None:
     await world.start(seat)
-    await world.fleet.until(lambda: world.fleet.is_shared_by(seat.worker))
+    await world.shared(seat)
 
 
 # ---- a clock that jumps ----
@@ -169,7 +169,7 @@ async def _refused(world: World, why: str, **environment: str) -> list[Verdict]:
         await world.fleet.pass_time(2)
         stranger = await world.start(second, **environment)
         code = await stranger.ended()
-        await world.fleet.until(lambda: world.fleet.is_shared_by(first.worker))
+        await world.shared(first)
         await world.fleet.pass_time(2)
         await world.start(second)
         await world.shared()

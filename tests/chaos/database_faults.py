@@ -4,6 +4,8 @@ What a database does to its clients while it runs: no room on its disk, deadlock
 As in `outages`: the workers have to live through it, and are all there at the end.
 """
 
+import asyncio
+
 import asyncpg
 
 from tests.chaos.nemesis import tested
@@ -13,6 +15,7 @@ from tests.support.verdicts import Verdict
 
 RECOVERED_SECONDS = 30
 """After the last fault."""
+PATIENCE_SECONDS = 300
 
 
 # ---- a disk that is full ----
@@ -91,7 +94,7 @@ async def deadlocks(world: World, least: int) -> list[Verdict]:
         before = await sql.fetchval(_DEADLOCKS)
         rival = await world.fleet.session()
         await rival.execute(_NEVER)
-        async with world.load(events_per_second=80):
+        async with world.load(events_per_second=80), asyncio.timeout(PATIENCE_SECONDS):
             while (found := await sql.fetchval(_DEADLOCKS) - before) < least:
                 await _lock_against_the_order(world, rival)
         await rival.close()

@@ -1,7 +1,9 @@
 """What a run leaves behind for its oracle: the log, the tables, and how they came to be."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple, Self
 
 Place = tuple[str, int]
@@ -71,12 +73,17 @@ class Chunk(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A committed change of a document's row: when in the audit, by whose connection."""
+    """
+    A committed change of a document's row: when in the audit, by whose connection.
+
+    `at` is just before it was committed.
+    """
 
     seq: int
     document: Document
     row: Row
     port: int | None = None
+    at: datetime | None = None
 
 
 class Claimed(NamedTuple):
@@ -103,6 +110,7 @@ class Ledgered(NamedTuple):
     place: Place
     offset: int
     state: str
+    port: int | None = None
 
 
 class Sample(NamedTuple):
@@ -113,11 +121,20 @@ class Sample(NamedTuple):
 
 
 class State(NamedTuple):
-    """One document as a snapshot showed it: its row and the texts of its chunks in order."""
+    """One document as a snapshot showed it: its row, and its chunks as of `by_place`."""
 
     document: Document
     row: Row | None
-    chunks: tuple[str, ...]
+    chunks: tuple[str | None, ...]
+
+
+def by_place(chunks: Iterable[tuple[int, str]]) -> tuple[str | None, ...]:
+    """Return the texts that stand at 0, 1, ...; None where there is none, or more than one."""
+    texts: defaultdict[int, list[str]] = defaultdict(list)
+    for seq, text in chunks:
+        texts[seq].append(text)
+    found = [texts[seq] for seq in range(max(texts, default=-1) + 1)]
+    return tuple(one[0] if len(one) == 1 else None for one in found)
 
 
 @dataclass
@@ -140,10 +157,24 @@ class History:
     embedded: Counter[str] = field(default_factory=Counter)
 
     def blame(self, reason: str) -> int:
-        """Take every record with such a dead letter for poison; returns how many there are."""
+        """
+        Take every record with such a dead letter for poison; returns how many there are.
+
+        Of one that had a reason of its own, and was told by it as well, that letter counts.
+        """
         blamed = {letter[:3] for letter in self.letters if letter.reason == reason}
+        told = {
+            record.order[:3]
+            for record in self.records
+            if (*record.order[:3], record.poison) in self.letters
+        }
+        self.letters = [
+            letter
+            for letter in self.letters
+            if letter.reason != reason or letter[:3] not in told
+        ]
         self.records = [
-            record._replace(poison=reason) if record.order[:3] in blamed else record
+            record._replace(poison=reason) if record.order[:3] in blamed - told else record
             for record in self.records
         ]
         return len(blamed)

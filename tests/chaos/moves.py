@@ -16,7 +16,7 @@ import asyncpg
 
 from tests.chaos.nemesis import leave, settle, tested
 from tests.chaos.outages import conclude
-from tests.chaos.world import SESSION_SECONDS, Seat, World
+from tests.chaos.world import SESSION_SECONDS, World
 from tests.support.verdicts import Verdict
 from worker.adapters.pg_client import APPLICATION_NAME
 
@@ -89,7 +89,7 @@ async def stuck_copies(world: World, rounds: int) -> list[Verdict]:
             async with _stuck_in_a_copy(world) as is_copying:
                 await world.fleet.pass_time(SESSION_SECONDS / 2)
                 outlived += bool(await is_copying())
-                await world.fleet.until(lambda other=other: is_shared_by(world, other))
+                await world.shared(other)
                 takeovers.append(monotonic() - began)
                 ended += not await is_copying()
             frozen.worker.signal(signal.SIGCONT)
@@ -116,10 +116,6 @@ async def stuck_copies(world: World, rounds: int) -> list[Verdict]:
     ]
 
 
-async def is_shared_by(world: World, *seats: Seat) -> bool:
-    return await world.fleet.is_shared_by(*(seat.worker for seat in seats))
-
-
 # ---- away and back ----
 
 _CLAIMS = """
@@ -136,19 +132,19 @@ async def away_and_back(world: World, rounds: int) -> list[Verdict]:
         world.chance.uniform(*_LATE_SECONDS) if world.chance.random() < _LATE_SHARE else 0.0
     )
     await world.start(first, **METRICS)
-    await world.fleet.until(lambda: is_shared_by(world, first))
+    await world.shared(first)
     async with world.load():
         for _ in range(rounds):
             await world.start(second, **METRICS)
             await world.shared()
             await world.fleet.pass_time(1)
             await world.fleet.stop(second.worker)
-            await world.fleet.until(lambda: is_shared_by(world, first))
+            await world.shared(first)
         await world.start(second, **METRICS)
         await world.shared()
         # What it holds is away before it wakes, and back a moment later.
         first.worker.signal(signal.SIGSTOP)
-        await world.fleet.until(lambda: is_shared_by(world, second))
+        await world.shared(second)
         first.worker.signal(signal.SIGCONT)
         await world.shared()
     converged = await settle(world)

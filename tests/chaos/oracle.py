@@ -22,7 +22,19 @@ from urllib.parse import unquote
 import numpy as np
 from semantic_text_splitter import TextSplitter
 
-from tests.chaos.history import Document, History, Order, Place, Record, Row, State
+from tests.chaos.history import (
+    Change,
+    Claimed,
+    Document,
+    History,
+    Ledgered,
+    Order,
+    Place,
+    Record,
+    Row,
+    State,
+    by_place,
+)
 
 MODEL, DIMENSIONS = "test-model", 8
 FIXED_SIZE, TEXT_SIZE = 48, 60
@@ -99,11 +111,9 @@ def fold(events: Iterable[Event]) -> Event | None:
     A delete without a version beats what stands before it, whatever the version; it stands
     itself only where nothing comes after it.
     """
-    barrier = newest = None
+    newest = None
     events = list(events)
-    for event in events:
-        if event.version is None and (barrier is None or event.order.is_after(barrier.order)):
-            barrier = event
+    barrier = newest_barrier(events)
     for event in events:
         if event.version is None:
             continue
@@ -112,6 +122,15 @@ def fold(events: Iterable[Event]) -> Event | None:
         if newest is None or is_newer(event, newest):
             newest = event
     return newest or barrier
+
+
+def newest_barrier(events: Iterable[Event]) -> Event | None:
+    """Return the last delete without a version."""
+    barrier = None
+    for event in events:
+        if event.version is None and (barrier is None or event.order.is_after(barrier.order)):
+            barrier = event
+    return barrier
 
 
 def chunks_of(collection: str, text: str) -> tuple[str, ...]:
@@ -178,6 +197,11 @@ class Log:
         for event in self.events.values():
             self.by_document[event.document].append(event)
         self.expected = {name: fold(events) for name, events in self.by_document.items()}
+        self.barriers = {
+            name: barrier.order
+            for name, events in self.by_document.items()
+            if (barrier := newest_barrier(events)) is not None
+        }
         self.covered = _covered(history, self)
 
     def poisons_of(self, document: Document) -> Iterator[Event]:
@@ -211,16 +235,11 @@ def _covered(history: History, log: Log) -> dict[tuple[str, int, int], float]:
     changes = defaultdict(list)
     for change in history.changes:
         changes[change.document].append(change)
-    covered: dict[tuple[str, int, int], float] = {}
-    for position, event in log.events.items():
+    covered: dict[tuple[str, int, int], float] = dict.fromkeys(log.poison, NEVER)
+    poison = {at: event_of(r) for at, r in log.poison.items() if is_readable(r)}
+    for position, event in (log.events | poison).items():
         found = (one.seq for one in changes[event.document] if carries(one.row, event))
         covered[position] = next(found, NEVER)
-    for position, record in log.poison.items():
-        covered[position] = NEVER
-        if is_readable(record):
-            event = event_of(record)
-            found = (one.seq for one in changes[event.document] if carries(one.row, event))
-            covered[position] = next(found, NEVER)
     for entry in history.ledger:
         position = (*entry.place, entry.offset)
         if entry.state != "pending" and entry.seq < covered.get(position, NEVER):
@@ -255,7 +274,7 @@ def check(history: History) -> Report:
 def _rows(history: History, log: Log) -> Found:
     for document, expected in log.expected.items():
         row = history.rows.get(document)
-        name = _fault_of(row, expected)
+        name = _fault_of(row, expected) or _forgets(row, log.barriers.get(document))
         if name is None:
             continue
         yield name, f"{document} is {row}, should be {expected}"
@@ -280,14 +299,19 @@ def _fault_of(row: Row | None, expected: Event) -> str | None:
     return "stale"
 
 
+def _forgets(row: Row, barrier: Order | None) -> str | None:
+    """A row that does not know of a delete lets in what stands before it."""
+    return None if row.barrier == barrier else "stale"
+
+
 def _chunks(history: History, log: Log) -> Found:
     by_document = defaultdict(list)
     for chunk in sorted(history.chunks):
-        by_document[chunk.document].append(chunk)
+        by_document[chunk.document].append((chunk.seq, chunk.content))
         if chunk.vector != vector_of(chunk.content):
             yield "wrong-vector", f"{chunk}"
     for document, row in history.rows.items():
-        shown = tuple(chunk.content for chunk in by_document.pop(document, ()))
+        shown = by_place(by_document.pop(document, ()))
         yield from _whole(State(document, row, shown), log)
     for document in by_document:
         yield "orphan", f"{document} has chunks and no row"
@@ -305,14 +329,28 @@ def _whole(state: State, log: Log) -> Found:
         if state.chunks:
             yield "orphan", f"{state}"
         return
+    said = list(_said(state.document, row, log))
+    yield from said
+    if not said:
+        event = log.events[row.order[:3]]
+        if state.chunks != chunks_of(state.document.collection, event.text or ""):
+            yield "torn", f"{state}"
+
+
+def _said(document: Document, row: Row, log: Log) -> Found:
+    """A row says what its record says, and knows of deletes that there are."""
     event = log.events.get(row.order[:3])
-    if event is None:
-        if row.order[:3] not in log.poison:
-            yield "aborted-read", f"{state} stands nowhere in the log"
-        else:
-            yield "torn", f"{state} is a record that cannot pass"
-    elif state.chunks != chunks_of(state.document.collection, event.text or ""):
-        yield "torn", f"{state}"
+    if event is not None:
+        if event[:2] != (document, row.version) or (event.text is None) != row.deleted:
+            yield "torn", f"{document} is {row}, and its record says {event}"
+    elif row.order[:3] in log.poison:
+        yield "torn", f"{document} is {row}, which is a record that cannot pass"
+    else:
+        yield "aborted-read", f"{document} is {row}, which stands nowhere in the log"
+    if row.barrier is not None:
+        event = log.events.get(row.barrier[:3])
+        if event is None or event[:2] != (document, None):
+            yield "aborted-read", f"{document} is {row}, and was not deleted there"
 
 
 def _overwrites(history: History, log: Log) -> Found:
@@ -320,34 +358,47 @@ def _overwrites(history: History, log: Log) -> Found:
     for change in history.changes:
         old, new = last.get(change.document), change.row
         last[change.document] = new
-        position = new.order[:3]
-        if position not in log.events and position not in log.poison:
-            yield "aborted-read", f"{change} stands nowhere in the log"
-        if old is None or old.barrier != new.barrier:
-            continue
-        falls = (new.version, old.version) != (None, None) and (
-            (-1 if new.version is None else new.version)
-            < (-1 if old.version is None else old.version)
-        )
-        if falls or (new.version == old.version and old.order.is_after(new.order)):
+        yield from _said(change.document, new, log)
+        if old is not None and _goes_back(old, new):
             yield "stale-overwrite", f"{change.document} from {old} to {new}"
+
+
+def _goes_back(old: Row, new: Row) -> bool:
+    """Nothing older comes, but over a delete without a version that is newer than all."""
+    if old.barrier != new.barrier:
+        if new.barrier is None or (old.barrier and not new.barrier.is_after(old.barrier)):
+            return True
+        return new.order != new.barrier and new != old._replace(barrier=new.barrier)
+    versions = [-1 if row.version is None else row.version for row in (old, new)]
+    if versions[0] != versions[1]:
+        return versions[1] < versions[0]
+    return old.order.is_after(new.order)
 
 
 def _zombies(history: History) -> Found:
     """Nobody writes for a partition that somebody else has claimed since."""
-    owners: dict[Place, str] = {}
+    owners: dict[Place, str | None] = {}
     barriers: dict[Document, Order | None] = {}
-    for entry in sorted((*history.claims, *history.changes)):
+    # That a letter is published is a fact, which anybody may write down.
+    letters = [entry for entry in history.ledger if entry.state == "pending"]
+    for entry in sorted((*history.claims, *history.changes, *letters), key=lambda one: one.seq):
         worker = history.workers.get(entry.port)
-        if hasattr(entry, "epoch"):
+        if isinstance(entry, Claimed):
             owners[entry.place] = worker
             continue
-        row = entry.row
-        moved = row.barrier if barriers.get(entry.document) != row.barrier else row.order
-        barriers[entry.document] = row.barrier
-        owner = owners.get((moved or row.order).place)
+        owner = owners.get(_written_for(entry, barriers))
         if None not in (worker, owner) and worker != owner:
             yield "zombie-write", f"{entry} by {worker}, the owner is {owner}"
+
+
+def _written_for(entry: Change | Ledgered, barriers: dict[Document, Order | None]) -> Place:
+    """Return the partition of the record that is written; takes note of its delete."""
+    if isinstance(entry, Ledgered):
+        return entry.place
+    row, known = entry.row, barriers.get(entry.document)
+    barriers[entry.document] = row.barrier
+    moved = row.barrier if known != row.barrier else row.order
+    return (moved or row.order).place
 
 
 class _Reached:
@@ -424,16 +475,22 @@ def _regress(history: History) -> Found:
 
 
 def _letters(history: History, log: Log) -> Found:
-    reasons = {letter[:3]: letter.reason for letter in history.letters}
+    reasons: defaultdict[tuple[str, int, int], set[str]] = defaultdict(set)
+    for letter in history.letters:
+        reasons[letter[:3]].add(letter.reason)
+    for entry in history.ledger:
+        position = (*entry.place, entry.offset)
+        if entry.state != "pending" and position not in reasons:
+            yield "dlq-missing", f"{entry}, and there is no letter"
     for position, record in log.poison.items():
-        reason = reasons.pop(position, None)
-        if reason == record.poison:
+        told = reasons.pop(position, set())
+        if told == {record.poison}:
             continue
-        if reason is None and is_readable(record) and _is_beaten(record, log):
+        if not told and is_readable(record) and _is_beaten(record, log):
             continue
-        yield "dlq-missing", f"{position} should be {record.poison}, is {reason}"
-    for position, reason in reasons.items():
-        yield "dlq-extra", f"{position} is {reason}, and could pass"
+        yield "dlq-missing", f"{position} should be {record.poison}, is {told or None}"
+    for position, told in reasons.items():
+        yield "dlq-extra", f"{position} is {told}, and could pass"
 
 
 def _is_beaten(record: Record, log: Log) -> bool:

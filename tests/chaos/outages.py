@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import asyncpg
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.admin import NewPartitions, RecordsToDelete
 
+from tests.chaos.load import PARTITIONS
 from tests.chaos.nemesis import leave, settle, tested
 from tests.chaos.proxy import DOWN, UP, Link
 from tests.chaos.timed import overruns
 from tests.chaos.world import World
+from tests.support.kafka import topics
 from tests.support.kafka_own import frozen, usable
 from tests.support.verdicts import Verdict
 from worker.embedded.postgres import EmbeddedPostgres
@@ -115,7 +117,8 @@ async def network(world: World, seconds: float = FAULT_SECONDS) -> list[Verdict]
             await world.fleet.pass_time(seconds)
             for link in links:
                 await link.heal()
-            await _shared_again(world)
+            # A worker that was cut off is back.
+            await world.shared(timeout_seconds=90)
     return await conclude(
         world,
         *overruns(world.fleet.workers, seconds),
@@ -140,11 +143,6 @@ def _caused(name: str, counts: Counter[str]) -> Iterator[Verdict]:
         yield tested(f"{what} on the way to {name}", counts[what], least)
 
 
-async def _shared_again(world: World) -> None:
-    """A worker that was cut off is back, and all partitions run."""
-    await world.shared(timeout_seconds=90)
-
-
 # ---- the database ----
 
 
@@ -154,9 +152,9 @@ async def database(world: World, server: EmbeddedPostgres) -> list[Verdict]:
     ended = 0
     async with world.load():
         for _ in range(20):
-            ended += await _kill_backends(world)
+            ended += await kill_backends(world)
             await world.fleet.pass_time(0.3)
-        for fault in (_read_only(world), _full(world), _locked(world)):
+        for fault in (read_only(world), _full(world), locked(world)):
             async with fault:
                 await world.fleet.pass_time(FAULT_SECONDS)
             await world.fleet.pass_time(2)
@@ -175,7 +173,7 @@ async def _off_the_loop(world: World, call: Callable[[], None]) -> None:
     await asyncio.to_thread(call)
 
 
-async def _kill_backends(world: World) -> int:
+async def kill_backends(world: World) -> int:
     """End one that is inside a transaction where there is one, else any of the workers'."""
     rows = await world.fleet.sql.fetch(
         "select pg_terminate_backend(pid) from pg_stat_activity "
@@ -186,7 +184,7 @@ async def _kill_backends(world: World) -> int:
 
 
 @asynccontextmanager
-async def _read_only(world: World):
+async def read_only(world: World):
     """As a replica is, or a primary that has been demoted: 25006."""
     sql = world.fleet.sql
     await sql.execute("alter role postgres set default_transaction_read_only = on")
@@ -213,7 +211,7 @@ async def _full(world: World):
 
 
 @asynccontextmanager
-async def _locked(world: World):
+async def locked(world: World):
     """Somebody holds the rows of documents for longer than anybody waits."""
     connection = await world.fleet.session()
     try:
@@ -231,25 +229,24 @@ async def broker(world: World) -> list[Verdict]:
     """Freeze, kill and restart the broker; the load waits while it is away."""
     await world.start_all()
     kafka = world.kafka
-    done: list[str] = []
-
     async with world.load():
         await world.fleet.pass_time(3)
     with frozen(kafka):
         await world.fleet.pass_time(2 * FAULT_SECONDS)
     await usable(kafka)
-    done.append("frozen")
     async with world.load():
         await world.fleet.pass_time(3)
-    for name, end in (("killed", kafka.kill), ("stopped", kafka.stop)):
+    for end in (kafka.kill, kafka.stop):
         await asyncio.to_thread(end)
         await world.fleet.pass_time(1)
         await asyncio.to_thread(kafka.start)
         await usable(kafka)
-        done.append(name)
         async with world.load():
             await world.fleet.pass_time(3)
-    return await conclude(world, tested("faults of the broker", len(done), 3))
+    refused = [seat.kafka.counts["unreachable"] for seat in world.seats]
+    return await conclude(
+        world, tested("connections of each worker to nobody", min(refused), 2)
+    )
 
 
 # ---- the operator ----
@@ -282,23 +279,13 @@ def _is_content(name: str) -> bool:
     return name.partition(" ")[0] in ("document", "chunk")
 
 
-@asynccontextmanager
-async def _admin(world: World):
-    admin = AIOKafkaAdminClient(bootstrap_servers=world.kafka.bootstrap_servers)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
-
-
 async def partitions_added(world: World) -> list[Verdict]:
     """Twelve partitions become sixteen under running workers."""
     await world.start_all()
     async with world.load():
         await world.fleet.pass_time(2)
-        async with _admin(world) as admin:
-            await admin.create_partitions({world.fleet.topic: NewPartitions(16)})
+        async with topics(world.kafka.bootstrap_servers) as made:
+            await made.admin.create_partitions({world.fleet.topic: NewPartitions(16)})
         await world.publisher.spread(16)
         await world.fleet.producer.client.force_metadata_update()
         await world.fleet.pass_time(4)
@@ -355,13 +342,12 @@ async def refused(world: World) -> list[Verdict]:
     grown = {
         place: end for place, end in (await world.fleet.ends()).items() if end > ends[place]
     }
-    async with _admin(world) as admin:
-        await admin.delete_records(
+    async with topics(world.kafka.bootstrap_servers) as made:
+        await made.admin.delete_records(
             {place: RecordsToDelete(before_offset=end) for place, end in grown.items()}
         )
         truncated = await _halts(world, len(grown))
-        await admin.delete_topics([world.fleet.topic])
-        await _create_again(world, admin)
+        await made.create_again(world.fleet.topic, partitions=PARTITIONS)
     begun = sum(end > 0 for end in ends.values())
     recreated = await _halts(world, begun)
     return [
@@ -378,17 +364,6 @@ async def refused(world: World) -> list[Verdict]:
         tested("partitions truncated", len(truncated), len(grown)),
         tested("partitions made again", len(recreated), begun),
     ]
-
-
-async def _create_again(world: World, admin: AIOKafkaAdminClient) -> None:
-    """Kafka removes a topic in its own time; until then its name is taken."""
-
-    async def is_created():
-        new = NewTopic(world.fleet.topic, 12, 1)
-        answer = await admin.create_topics([new])
-        return all(code == 0 for _, code, _ in answer.topic_errors)
-
-    await world.fleet.until(is_created, pause_seconds=0.2)
 
 
 async def _halts(world: World, count: int) -> list[str]:

@@ -8,15 +8,14 @@ proxies and audit, which would take the processor that is measured.
 import asyncio
 import json
 import random
-import re
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.chaos.nemesis import tested
-from tests.support.fleet import Fleet, WorkerProcess, upsert
+from tests.support.fleet import Fleet, upsert
 from tests.support.verdicts import Verdict
+from tests.support.worker_process import WorkerProcess
 
 DOCUMENTS = 6000
 LARGE_BYTES, LONG_BYTES, SMALL_BYTES = 150_000, 40_000, 300
@@ -81,7 +80,7 @@ class Watch:
     async def run(self, fleet: Fleet) -> None:
         while True:
             for worker in self.workers:
-                held = rss_mib(worker)
+                held = worker.resident_bytes / MIB
                 self.memory_mib[worker.process.pid] = max(
                     held, self.memory_mib.get(worker.process.pid, 0)
                 )
@@ -93,11 +92,6 @@ class Watch:
             queue = (await worker.state())["queue"]
             self.queue_bytes = max(self.queue_bytes, queue["bytes"])
             self.queue_documents = max(self.queue_documents, queue["documents"])
-
-
-def rss_mib(worker: WorkerProcess) -> float:
-    status = Path(f"/proc/{worker.process.pid}/status").read_text()
-    return int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1]) / 1024
 
 
 @asynccontextmanager
@@ -122,7 +116,7 @@ async def overload(fleet: Fleet, seed: int) -> list[Verdict]:
     workers = [await fleet.start(module="tests.chaos.slow_callbacks") for _ in range(2)]
     await fleet.until(lambda: fleet.is_shared_by(*workers))
     assigned = sum(worker.actions()["assigned"] for worker in workers)
-    base = [rss_mib(worker) for worker in workers]
+    base = [worker.resident_bytes / MIB for worker in workers]
     fleet.provider.latency_seconds = LATENCY_SECONDS
     watch = Watch(workers)
     async with _watched(fleet, watch):

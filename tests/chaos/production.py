@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import fields
 from time import monotonic
 
+from tests.chaos.bill import bought_again
 from tests.chaos.nemesis import leave, settle, tested
 from tests.chaos.world import Seat, World
 from tests.support.verdicts import Verdict
@@ -31,17 +32,17 @@ async def production(world: World) -> list[Verdict]:
     async with world.load(events_per_second=20):
         killed = await _taken_over(world, first, signal.SIGKILL)
         await world.start(first)
-        await world.shared(PATIENCE_SECONDS)
+        await world.shared(timeout_seconds=PATIENCE_SECONDS)
         frozen = await _taken_over(world, second, signal.SIGSTOP)
         second.worker.signal(signal.SIGCONT)
-        await world.shared(PATIENCE_SECONDS)
+        await world.shared(timeout_seconds=PATIENCE_SECONDS)
         before = Counter(world.fleet.provider.embedded)
         drains = [await _restarted(world, seat) for seat in world.seats]
     converged = await settle(world)
     left = await leave(world)
     judged = await world.judge()
     embedded = world.fleet.provider.embedded
-    again = {text for text in world.bought_again() if embedded[text] > max(1, before[text])}
+    again = {text for text in bought_again(world) if embedded[text] > max(1, before[text])}
     limit = SESSION_SECONDS + SLACK_SECONDS
     return [
         *judged,
@@ -64,10 +65,10 @@ async def production(world: World) -> list[Verdict]:
 
 async def _taken_over(world: World, seat: Seat, number: signal.Signals) -> float:
     """Hit a worker, and wait until the others run all that it had; how long that took."""
-    others = [other.worker for other in world.seats if other is not seat]
+    others = [other for other in world.seats if other is not seat]
     seat.worker.signal(number)
     began = monotonic()
-    await world.fleet.until(lambda: world.fleet.is_shared_by(*others), PATIENCE_SECONDS)
+    await world.shared(*others, timeout_seconds=PATIENCE_SECONDS)
     return monotonic() - began
 
 
@@ -78,5 +79,5 @@ async def _restarted(world: World, seat: Seat) -> float:
     assert code == 0, seat.worker.log_file.read_text()
     took = monotonic() - began
     await world.start(seat)
-    await world.shared(PATIENCE_SECONDS)
+    await world.shared(timeout_seconds=PATIENCE_SECONDS)
     return took

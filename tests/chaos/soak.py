@@ -6,34 +6,32 @@ that lives through all of it: whether its memory grows, and whether it lets go o
 """
 
 import asyncio
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from time import monotonic
 
 import numpy as np
 
 from tests.chaos.nemesis import leave, settle, tested
-from tests.chaos.outages import NETWORK, _kill_backends, _locked, _read_only
+from tests.chaos.outages import NETWORK, kill_backends, locked, read_only
 from tests.chaos.timed import TASKS
 from tests.chaos.world import Seat, World
 from tests.support import provider
-from tests.support.fleet import WorkerProcess
 from tests.support.kafka_own import frozen
 from tests.support.verdicts import Verdict
+from tests.support.worker_process import WorkerProcess
 
 PERIOD_SECONDS = (5.0, 15.0)
 MOST_AT_ONCE = 3
+SECONDS_A_BLAME = 200
 IDLE_SECONDS = 2.0
 BACK_TO_BASE_SECONDS = 120
 GROWTH_BYTES = 1024 * 1024 / 600
 """A second."""
 JUDGED_SECONDS = 1800
 """In less a heap that fills for the first time looks like one that grows."""
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 Fault = Callable[[World, Seat], AbstractAsyncContextManager[None]]
 
@@ -81,19 +79,19 @@ async def provider_away(world: World, _: Seat):
 @asynccontextmanager
 async def backends_ended(world: World, _: Seat):
     for _ in range(5):
-        await _kill_backends(world)
+        await kill_backends(world)
     yield
 
 
 @asynccontextmanager
 async def rows_locked(world: World, _: Seat):
-    async with _locked(world):
+    async with locked(world):
         yield
 
 
 @asynccontextmanager
 async def database_read_only(world: World, _: Seat):
-    async with _read_only(world):
+    async with read_only(world):
         yield
 
 
@@ -122,6 +120,8 @@ async def soak(world: World, seconds: float) -> list[Verdict]:
     spared = world.seats[0].worker
     async with world.load():
         await world.fleet.pass_time(PERIOD_SECONDS[0])
+        # The producer of letters comes with the first one, and stays.
+        await spared.logged("dead_lettered")
     await world.converge()
     await world.fleet.pass_time(2 * IDLE_SECONDS)
     base = await held(world, spared)
@@ -131,14 +131,14 @@ async def soak(world: World, seconds: float) -> list[Verdict]:
     async with world.load(events_per_second=20):
         while monotonic() < until:
             counts += await _period(world)
-            memory.append((monotonic(), resident_bytes(spared)))
+            memory.append((monotonic(), spared.resident_bytes))
     converged = await settle(world, 2 * PERIOD_SECONDS[1] + 60)
-    await world.shared(120)
+    await world.shared(timeout_seconds=120)
     after = await _back_to(world, spared, base)
     is_alive = spared.process.returncode is None
     left = await leave(world)
     return [
-        *await world.judge(blames=True),
+        *await world.judge(blames=int(seconds / SECONDS_A_BLAME)),
         converged,
         left,
         Verdict("a worker that nobody kills lives through it", f"{is_alive}", is_alive),
@@ -175,7 +175,7 @@ async def held(world: World, worker: WorkerProcess) -> dict[str, int]:
         "select count(*) from pg_stat_activity where application_name = 'embedfleet'"
     )
     return {
-        "files": open_files(worker),
+        "files": worker.open_files,
         "tasks": (await worker.state())[TASKS],
         "sessions": sessions,
     }
@@ -192,15 +192,6 @@ async def _back_to(world: World, worker: WorkerProcess, base: dict[str, int]) ->
     except TimeoutError:
         pass
     return after
-
-
-def open_files(worker: WorkerProcess) -> int:
-    return sum(1 for _ in Path(f"/proc/{worker.process.pid}/fd").iterdir())
-
-
-def resident_bytes(worker: WorkerProcess) -> int:
-    statm = Path(f"/proc/{worker.process.pid}/statm").read_text().split()
-    return int(statm[1]) * PAGE_BYTES
 
 
 def _growth(memory: list[tuple[float, int]], seconds: float) -> Verdict:

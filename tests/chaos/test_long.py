@@ -26,7 +26,7 @@ async def test_the_timers_that_users_have(make_world, verdicts):
 
 
 async def test_mixed_faults_for_long_leave_nothing_behind(make_world, verdicts):
-    world = make_world(module=TIMED)
+    world = make_world(poison=0.05, module=TIMED)
     await run(world, verdicts, lambda world: soak.soak(world, SOAK_SECONDS))
 
 

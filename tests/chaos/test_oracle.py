@@ -178,6 +178,19 @@ def overwritten_by_place(history):
     history.changes.append(Change(30, name("d"), Row(3, order(1, 1), order(1, 1)), 502))
 
 
+def overwritten_from_before_a_delete(history):
+    """The row had forgotten the delete without a version, and knew of it again in the end."""
+    history.changes.append(Change(30, name("d"), Row(7, order(1, 0)), 502))
+    history.changes.append(
+        Change(31, name("d"), Row(None, order(1, 1), order(1, 1), deleted=True), 502)
+    )
+    history.changes.append(Change(32, name("d"), Row(3, order(1, 2), order(1, 1)), 502))
+
+
+def delete_forgotten(history):
+    history.rows[name("d")] = Row(3, order(1, 2))
+
+
 def resurrected(history):
     history.rows[name("b")] = Row(1, order(0, 3))
 
@@ -200,6 +213,24 @@ def torn_in_a_refused_text(history):
     history.states.add(State(name("e"), row, ("refused",)))
 
 
+def torn_by_place(history):
+    history.chunks[1] = history.chunks[1]._replace(seq=5)
+
+
+def torn_on_one_place(history):
+    history.chunks[1] = history.chunks[1]._replace(seq=0)
+
+
+def torn_from_its_version(history):
+    """For a moment the row says a version that its record does not."""
+    history.changes.append(Change(30, name("a"), Row(3, order(0, 1)), 501))
+    history.changes.append(Change(31, name("a"), Row(2, order(0, 1)), 501))
+
+
+def torn_from_its_name(history):
+    history.states.add(State(name("b"), Row(2, order(0, 1)), chunks("a", 2)))
+
+
 def orphan(history):
     row = Row(2, order(0, 4), deleted=True)
     history.states.add(State(name("b"), row, chunks("b", 1)))
@@ -219,6 +250,11 @@ def aborted_and_repaired(history):
     """Seen in a snapshot only."""
     row = Row(9, order(0, 77))
     history.states.add(State(name("a"), row, ("x",)))
+
+
+def deleted_by_nobody(history):
+    row = Row(3, order(1, 2), order(1, 0))
+    history.changes[5] = history.changes[5]._replace(row=row)
 
 
 def skipped_in_the_table(history):
@@ -251,6 +287,10 @@ def zombie_with_a_delete_without_version(history):
     history.changes[4] = history.changes[4]._replace(port=501)
 
 
+def zombie_with_a_letter(history):
+    history.ledger.insert(2, Ledgered(17, ONE, 4, "pending", port=501))
+
+
 def wrong_vector(history):
     history.chunks[0] = history.chunks[0]._replace(vector=vector_of("another text"))
 
@@ -267,6 +307,15 @@ def letter_missing(history):
 
 def letter_of_another_reason(history):
     history.letters[0] = history.letters[0]._replace(reason="worker_killer")
+
+
+def letter_of_two_reasons(history):
+    history.letters.insert(0, history.letters[0]._replace(reason="worker_killer"))
+
+
+def letter_missing_of_what_could_pass(history):
+    """The ledger has a letter for a record that something newer has beaten."""
+    history.ledger.append(Ledgered(22, ZERO, 0, "published"))
 
 
 def letter_extra(history):
@@ -294,15 +343,22 @@ PLANTED = {
     stale_by_place: "stale",
     overwritten: "stale-overwrite",
     overwritten_by_place: "stale-overwrite",
+    overwritten_from_before_a_delete: "stale-overwrite",
+    delete_forgotten: "stale",
     resurrected: "resurrected",
     kept_alive: "resurrected",
     torn: "torn",
     torn_by_half: "torn",
     torn_in_a_refused_text: "torn",
+    torn_by_place: "torn",
+    torn_on_one_place: "torn",
+    torn_from_its_version: "torn",
+    torn_from_its_name: "torn",
     orphan: "orphan",
     orphan_of_no_row: "orphan",
     aborted: "aborted-read",
     aborted_and_repaired: "aborted-read",
+    deleted_by_nobody: "aborted-read",
     skipped_in_the_table: "watermark-skip",
     skipped_in_kafka: "watermark-skip",
     skipped_a_letter_that_is_pending: "watermark-skip",
@@ -310,10 +366,13 @@ PLANTED = {
     regress: "regress",
     zombie: "zombie-write",
     zombie_with_a_delete_without_version: "zombie-write",
+    zombie_with_a_letter: "zombie-write",
     wrong_vector: "wrong-vector",
     nearly_the_vector: "wrong-vector",
     letter_missing: "dlq-missing",
     letter_of_another_reason: "dlq-missing",
+    letter_of_two_reasons: "dlq-missing",
+    letter_missing_of_what_could_pass: "dlq-missing",
     letter_extra: "dlq-extra",
     unseen: "unseen",
     ahead_at_the_end: "kafka-ahead-of-next_offset",

@@ -20,7 +20,7 @@ async def seen(world: World, bug: str) -> set[str]:
     await world.shared()
     async with world.load():
         await first.worker.logged("failpoint")
-        await world.fleet.until(lambda: world.fleet.is_shared_by(second.worker))
+        await world.shared(second)
         first.worker.signal(signal.SIGCONT)
         await first.worker.logged("assigned", 2)
         await world.fleet.crash(second.worker)

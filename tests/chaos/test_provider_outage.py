@@ -18,7 +18,7 @@ from tests.support import provider
 from tests.support.fleet import upsert
 from tests.support.verdicts import Verdict
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.real]
 
 OUTAGE_SECONDS = 60
 BEFORE_SECONDS = 10

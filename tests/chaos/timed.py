@@ -20,8 +20,8 @@ import structlog
 from asyncpg import Connection
 from asyncpg.pool import Pool
 
-from tests.support.fleet import WorkerProcess
 from tests.support.verdicts import Verdict
+from tests.support.worker_process import WorkerProcess
 from worker.adapters import kafka_dead_letters
 from worker.adapters.http_embedder import HttpEmbedder
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
@@ -71,9 +71,10 @@ LIMITS: dict[tuple[type, tuple[str, ...]], Limit] = {
     (HttpEmbedder, ("_attempt",)): _of_a_request,
     (Connection, ("execute", "executemany", "fetch", "fetchrow", "fetchval")): _of_a_statement,
     (Pool, ("_acquire",)): _of_a_free_connection,
-    (KafkaSource, ("committed", "bounds", "landmark", "batch", "commit", "confirm")): (
-        _of_a_group_request
-    ),
+    (
+        KafkaSource,
+        ("committed", "bounds", "landmark", "topic_ids", "batch", "commit", "confirm"),
+    ): _of_a_group_request,
     (KafkaDeadLetters, ("publish",)): _of_a_letter,
 }
 

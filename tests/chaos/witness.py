@@ -7,8 +7,9 @@ proxies' counts. Knows the schema and nothing else of the worker.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import asyncpg
@@ -28,6 +29,7 @@ from tests.chaos.history import (
     Row,
     Sample,
     State,
+    by_place,
 )
 from tests.chaos.load import POISON_HEADER
 from tests.support.fleet import Fleet
@@ -38,6 +40,7 @@ create table audit (
     kind text not null,
     op text not null,
     port int default inet_client_port(),
+    at timestamptz not null default clock_timestamp(),
     entry jsonb not null
 );
 create function note() returns trigger language plpgsql as $$
@@ -71,7 +74,8 @@ class Witness:
         self._fleet = fleet
         self.samples: list[Sample] = []
         self.states: set[State] = set()
-        self.snapshots = 0
+        self.snapshots = self.sampled = 0
+        self.seconds = 0.0
         self.workers: dict[int, str] = {}
         self._tables: dict[str, str] = {}
 
@@ -88,7 +92,9 @@ class Witness:
 
     async def run(self) -> None:
         """Look again and again; whoever is away is looked at later."""
+        began = monotonic()
         while True:
+            self.seconds = monotonic() - began
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError):
                 await self._look_on()
             await self._fleet.pass_time(_SAMPLE_SECONDS)
@@ -110,22 +116,20 @@ class Witness:
         self.samples.append(
             Sample(seq, {(one.topic, one.partition): at for one, at in committed.items()})
         )
+        self.sampled += 1
 
     async def look(self, connection: Any) -> None:
         """Take a snapshot of all documents, chunk texts included."""
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             rows = await connection.fetch("select * from document")
-            chunks: dict[Document, list[str]] = {}
+            chunks: defaultdict[Document, list[tuple[int, str]]] = defaultdict(list)
             for collection, table in self._tables.items():
-                found = await connection.fetch(
-                    f"select tenant, id, array_agg(content order by seq) as texts "
-                    f"from {table} group by tenant, id"
-                )
-                for row in found:
-                    chunks[Document(row["tenant"], collection, row["id"])] = row["texts"]
+                found = await connection.fetch(f"select tenant, id, seq, content from {table}")
+                for tenant, name, *placed in found:
+                    chunks[Document(tenant, collection, name)].append(tuple(placed))
         known = {_document(row): _row(row) for row in rows}
         self.states.update(
-            State(name, known.get(name), tuple(chunks.get(name, ())))
+            State(name, known.get(name), by_place(chunks.get(name, ())))
             for name in {*known, *chunks}
         )
         self.snapshots += 1
@@ -155,7 +159,7 @@ class Witness:
         )
         history.embedded.pop("dimensions", None)
         for row in await sql.fetch(_OURS, self._fleet.kafka.group):
-            _audited(history, row["kind"], row["seq"], row["port"], json.loads(row["entry"]))
+            _audited(history, row, json.loads(row["entry"]))
         return history
 
     async def _all_letters(self) -> list[Any]:
@@ -180,10 +184,12 @@ class Witness:
         ]
 
 
-def _audited(history: History, kind: str, seq: int, port: int, entry: Any) -> None:
-    match kind:
+def _audited(history: History, row: Any, entry: Any) -> None:
+    seq, port = row["seq"], row["port"]
+    match row["kind"]:
         case "document":
-            history.changes.append(Change(seq, _document(entry), _row(entry), port))
+            change = Change(seq, _document(entry), _row(entry), port, row["at"])
+            history.changes.append(change)
         case "partition_claim":
             # Its row is made with epoch 0, and claimed after that.
             if entry["epoch"]:
@@ -194,7 +200,7 @@ def _audited(history: History, kind: str, seq: int, port: int, entry: Any) -> No
             history.progress.append(Progressed(seq, place, entry["next_offset"]))
         case "dead_letter":
             place = entry["topic"], entry["partition"]
-            history.ledger.append(Ledgered(seq, place, entry["offset"], entry["state"]))
+            history.ledger.append(Ledgered(seq, place, entry["offset"], entry["state"], port))
 
 
 def _document(row: Any) -> Document:

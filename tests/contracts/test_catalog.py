@@ -8,6 +8,7 @@ import pytest
 from tests.support.store_changes import ARTICLES
 from tests.support.store_worlds import MemoryWorld, PostgresWorld, World
 from worker.core.model import ChunkingOptions
+from worker.core.vector_index import VectorIndex
 from worker.errors import ConfigError
 
 WIKI = replace(
@@ -29,24 +30,31 @@ class CatalogContract:
         assert await world.catalog.collection("wiki") is None
 
     async def test_a_collection_is_read_back_as_it_was_created(self, world: World) -> None:
-        created = await world.catalog.create(WIKI, index=False)
+        created = await world.catalog.create(WIKI)
         assert created == replace(WIKI, id=created.id, generation=1)
         assert created.id != world.articles.id
         assert await world.catalog.collection("wiki") == created
 
     async def test_collections_are_listed_by_name(self, world: World) -> None:
         for name in ("b2", "b-1", "a_1"):
-            await world.catalog.create(replace(ARTICLES, name=name), index=False)
+            await world.catalog.create(replace(ARTICLES, name=name))
         names = [found.name for found in await world.catalog.collections()]
         assert names == ["a_1", "articles", "b-1", "b2"]
 
     async def test_creating_it_again_changes_nothing(self, world: World) -> None:
-        first = await world.catalog.create(WIKI, index=True)
-        assert await world.catalog.create(WIKI, index=True) == first
-        assert await world.catalog.create(first, index=False) == first
+        first = await world.catalog.create(WIKI)
+        assert await world.catalog.create(WIKI) == first
+        assert await world.catalog.create(first) == first
+
+    async def test_creating_it_again_with_another_index_changes_nothing(
+        self, world: World
+    ) -> None:
+        first = await world.catalog.create(replace(WIKI, index=VectorIndex(m=32)))
+        assert await world.catalog.create(WIKI) == first
+        assert (await world.catalog.collection("wiki")).index == VectorIndex(m=32)
 
     async def test_other_settings_under_the_same_name_are_refused(self, world: World) -> None:
-        created = await world.catalog.create(WIKI, index=False)
+        created = await world.catalog.create(WIKI)
         for setting in (
             {"model": "another"},
             {"dimensions": 4},
@@ -56,26 +64,26 @@ class CatalogContract:
             {"embedding_space": "another"},
         ):
             with pytest.raises(ConfigError, match="wiki"):
-                await world.catalog.create(replace(WIKI, **setting), index=False)
+                await world.catalog.create(replace(WIKI, **setting))
             assert await world.catalog.collection("wiki") == created
 
     @pytest.mark.parametrize(
-        ("storage", "index", "limit"),
+        ("storage", "kind", "limit"),
         [
-            ("halfvec", True, 4_000),
-            ("vector", True, 2_000),
-            ("halfvec", False, 16_000),
-            ("vector", False, 16_000),
+            ("halfvec", "hnsw", 4_000),
+            ("vector", "ivfflat", 2_000),
+            ("halfvec", "none", 16_000),
+            ("vector", "none", 16_000),
         ],
     )
     async def test_dimensions_that_do_not_fit_are_refused(
-        self, world: World, storage: str, *, index: bool, limit: int
+        self, world: World, storage: str, kind: str, limit: int
     ) -> None:
-        fits = replace(WIKI, storage=storage, dimensions=limit)
+        fits = replace(WIKI, storage=storage, dimensions=limit, index=VectorIndex(kind))
         for dimensions in (limit + 1, 0):
             with pytest.raises(ConfigError, match=f"{dimensions} dimensions"):
-                await world.catalog.create(replace(fits, dimensions=dimensions), index=index)
-        assert (await world.catalog.create(fits, index=index)).dimensions == limit
+                await world.catalog.create(replace(fits, dimensions=dimensions))
+        assert (await world.catalog.create(fits)).dimensions == limit
 
     @pytest.mark.parametrize(
         "setting",
@@ -88,6 +96,16 @@ class CatalogContract:
             {"name": "wiki\n"},
             {"storage": "sparsevec"},
             {"metric": "hamming"},
+            {"index": VectorIndex("btree")},
+            {"index": VectorIndex(m=1)},
+            {"index": VectorIndex(m=101, ef_construction=202)},
+            {"index": VectorIndex(m=16, ef_construction=31)},
+            {"index": VectorIndex(ef_construction=1001)},
+            {"index": VectorIndex(lists=0)},
+            {"index": VectorIndex(lists=32_769)},
+            {"index": VectorIndex(build_at_rows=-1)},
+            {"index": VectorIndex("ivfflat", build_at_rows=999)},
+            {"index": VectorIndex("ivfflat", lists=2000, build_at_rows=1999)},
         ],
         ids=repr,
     )
@@ -95,7 +113,7 @@ class CatalogContract:
         self, world: World, setting: dict
     ) -> None:
         with pytest.raises(ConfigError):
-            await world.catalog.create(replace(WIKI, **setting), index=False)
+            await world.catalog.create(replace(WIKI, **setting))
         assert [found.name for found in await world.catalog.collections()] == ["articles"]
 
     @pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
@@ -104,13 +122,12 @@ class CatalogContract:
         self, world: World, storage: str, metric: str
     ) -> None:
         wanted = replace(WIKI, name="w" * 48, storage=storage, metric=metric)
-        assert (await world.catalog.create(wanted, index=True)).metric == metric
+        wanted = replace(wanted, index=VectorIndex(build_at_rows=0))
+        assert (await world.catalog.create(wanted)).metric == metric
 
     async def test_concurrent_creations_make_one_collection(self, world: World) -> None:
         async with asyncio.TaskGroup() as tasks:
-            creating = [
-                tasks.create_task(world.catalog.create(WIKI, index=False)) for _ in range(4)
-            ]
+            creating = [tasks.create_task(world.catalog.create(WIKI)) for _ in range(4)]
         assert len({task.result() for task in creating}) == 1
         assert len(await world.catalog.collections()) == 2
 

@@ -104,7 +104,7 @@ class StoreContract:
     async def test_documents_of_two_collections_stand_alone(self, world: World) -> None:
         claim = await world.claim()
         named = replace(ARTICLES, name="books", dimensions=3, storage="vector")
-        books = await world.catalog.create(named, index=False)
+        books = await world.catalog.create(named)
         of = key(collection="books")
         changes = [
             upsert(books, Base(), of=of, version=2, texts=["same"]),
@@ -385,7 +385,7 @@ class StoreContract:
     ) -> None:
         claim = await world.claim()
         named = replace(ARTICLES, name="precise", storage="vector")
-        precise = await world.catalog.create(named, index=False)
+        precise = await world.catalog.create(named)
         of = key(collection="precise")
         change = upsert(precise, Base(), of=of, version=1, texts=["text"])
         (found,) = change.insert
@@ -425,7 +425,7 @@ class StoreContract:
         self, world: World
     ) -> None:
         claim = await world.claim()
-        books = await world.catalog.create(replace(ARTICLES, name="books"), index=False)
+        books = await world.catalog.create(replace(ARTICLES, name="books"))
         of = key(collection="books")
         change = upsert(books, Base(), of=of, version=1, texts=["book"])
         await verdicts(world, claim, [change])

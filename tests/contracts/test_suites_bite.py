@@ -325,9 +325,9 @@ class TellsAllOfPoison(MemoryStore):
 
 
 class OverwritesACollection(MemoryCatalog):
-    async def create(self, collection: Collection, *, index: bool) -> Collection:
+    async def create(self, collection: Collection) -> Collection:
         self._database.state.collections.pop(collection.name, None)
-        return await super().create(collection, index=index)
+        return await super().create(collection)
 
 
 class ForgetsTheOrderOfNames(MemoryCatalog):
@@ -336,8 +336,8 @@ class ForgetsTheOrderOfNames(MemoryCatalog):
 
 
 class GivesEveryCollectionOneId(MemoryCatalog):
-    async def create(self, collection: Collection, *, index: bool) -> Collection:
-        created = replace(await super().create(collection, index=index), id=1)
+    async def create(self, collection: Collection) -> Collection:
+        created = replace(await super().create(collection), id=1)
         self._database.state.collections[collection.name] = created
         return created
 

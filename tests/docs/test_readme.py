@@ -59,7 +59,7 @@ def commands() -> list[list[str]]:
 def test_every_command_it_names_exists(command, capsys):
     words = []
     for word in command[1:]:
-        if not re.fullmatch(r"[a-z]+", word):
+        if not re.fullmatch(r"[a-z]+(-[a-z]+)*", word):
             break
         words.append(word)
     while words:
@@ -148,12 +148,15 @@ async def test_its_query_reads(database):
     from worker.adapters.pg_catalog import PostgresCatalog
     from worker.adapters.pg_client import Database
     from worker.adapters.pg_migrations import Migrations
+    from worker.core.vector_index import VectorIndex
 
     await Migrations(database).up()
     pool = await Database.open(database)
     from dataclasses import replace
 
-    await PostgresCatalog(pool).create(replace(COLLECTION, name="docs"), index=True)
+    await PostgresCatalog(pool).create(
+        replace(COLLECTION, name="docs", index=VectorIndex(build_at_rows=0))
+    )
     await pool.close()
     (query,) = blocks("sql")
     query = query.replace("embedfleet.", f"{database.schema}.")

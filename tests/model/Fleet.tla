@@ -30,7 +30,7 @@ CONSTANTS
   LedgerFirst,  \* TRUE: a pending row under the fence stands before the letter
   AckFirst,     \* TRUE: a letter is marked after its acknowledgement only
   MarkFirst,    \* TRUE: an offset completes after its letter is marked
-  MarkNames,    \* "claim": marks the incarnation of the claim's row | "letter": its own
+  MarkNames,    \* "letter": the mark names its letter's incarnation | "claim": that of the claim's row
   Vouched,      \* "ledger": an origin counts if the ledger has it | "never" | "always"
   Bump,         \* TRUE: the same content under a newer version still raises the row
   HoldAnew,     \* TRUE: a partition held in a flood is claimed anew
@@ -252,9 +252,11 @@ Begin(w, p) ==
                   /\ lives' = [lives EXCEPT ![w][p] = [life EXCEPT !.ph = "running", !.nx = at, !.id = Told(inc)]]
   /\ UNCHANGED <<broker, group, history, backup, open, saving, dlq, queue, tasks, counts, claimIds>>
 
+\* partitions._heed_operators: a halted partition whose progress is forgotten is one that is fenced
+IsFenced(w, p) == lives[w][p].ph = "fenced" \/ (lives[w][p].ph = "halted" /\ table.next[p] = None)
 \* partitions._reclaim: after a heartbeat has confirmed the assignment
 ClaimAgain(w, p) ==
-  /\ Reclaim /\ lives[w][p].ph = "fenced" /\ seen[w] /\ owner[p] = w
+  /\ Reclaim /\ IsFenced(w, p) /\ seen[w] /\ owner[p] = w
   /\ lives' = [lives EXCEPT ![w][p] = [NoLife EXCEPT !.ph = "claiming"]]
   /\ UNCHANGED <<broker, group, server, open, saving, dlq, queue, tasks, counts, claimIds, ghost>>
 
@@ -289,7 +291,7 @@ OutOfRange(w, p) ==
   /\ queue' = [queue EXCEPT ![w] = [k \in Keys |-> Dropped(@[k], p, lives[w][p].c)]]
   /\ UNCHANGED <<broker, group, server, open, saving, dlq, tasks, counts, claimIds, ghost>>
 
-\* partitions._compare_topics, before progress is saved and again every minute
+\* partitions._compare_topics, before progress is saved
 IsAnother(life) == TopicIds = "run" /\ life.id # inc
 CompareTopics(w, p) ==
   /\ lives[w][p].ph \in Owning /\ IsAnother(lives[w][p])
@@ -495,7 +497,7 @@ Recreate ==
           /\ lives' = [w \in Workers |-> [p \in Partitions |-> NoLife]]
           /\ queue' = [w \in Workers |-> [k \in Keys |-> <<>>]]
   /\ UNCHANGED <<late, rebalances, server, open, saving, dlq, tasks, counts, claimIds, ghost>>
-\* PostgresProgress.begin_incarnation: an operator's word; then the workers are started again
+\* PostgresProgress.begin_incarnation: an operator's word; the workers may be started again after it
 Word ==
   /\ \A p \in Partitions : table.claims[p].inc < inc /\ \A tx \in open : ~tx.locks
   /\ \E w \in Workers, p \in Partitions : lives[w][p].ph = "halted"
@@ -506,7 +508,7 @@ Word ==
        !.next = IF WordForgets THEN [p \in Partitions |-> None] ELSE @,
        !.mark = IF WordForgets THEN [p \in Partitions |-> NoMark] ELSE @,
        !.id = IF WordForgets THEN [p \in Partitions |-> None] ELSE @]
-  /\ owner' \in [Partitions -> Workers] /\ seen' = Unheard
+  /\ (owner' \in [Partitions -> Workers] /\ seen' = Unheard) \/ UNCHANGED <<owner, seen>>
   /\ ghost' = [ghost EXCEPT !.high = [p \in Partitions |-> None]]
   /\ UNCHANGED <<broker, rebalances, history, backup, open, saving, dlq, worker, counts>>
 

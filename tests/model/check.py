@@ -47,7 +47,6 @@ _VIOLATIONS = {
     2108: r"Property (\w+) is violated",
 }
 _TEMPORAL = 2116
-_VALUE = re.compile(r"^/\\ (\w+) = (.*?)(?=^/\\ |\Z)", re.DOTALL | re.MULTILINE)
 
 
 class Answer(NamedTuple):

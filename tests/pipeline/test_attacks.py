@@ -263,7 +263,7 @@ def test_documents_larger_than_the_cache_are_stored_though_the_provider_is_slow(
 
         universe.embedder.script = script
         lines = [f"{number:010}" for number in range(100)]
-        universe.pieces = lambda _: set(lines)
+        universe.pieces = lambda _: lines
         text = "".join(lines)
         universe.publish(upsert("a", text=text, collection="lines"))
         universe.start()

@@ -115,6 +115,17 @@ def test_groups_do_not_mix_and_take_turns():
     run(story())
 
 
+def test_tenants_take_turns_inside_a_batch_and_from_one_to_the_next():
+    async def story():
+        async with asyncio.TaskGroup() as group:
+            worked = Worked(group, most=4, held=False, tenant=lambda item: item // 100)
+            for number in (*range(100, 108), 200, 201, 300):
+                group.create_task(worked.batcher.submit(number))
+        assert worked.batches == [[100, 200, 300, 101], [201, 102, 103, 104], [105, 106, 107]]
+
+    run(story())
+
+
 def test_a_caller_that_leaves_takes_its_waiting_item_with_it():
     async def story():
         async with asyncio.TaskGroup() as group:
@@ -160,5 +171,65 @@ def test_slots_work_side_by_side_and_never_more():
             assert worked.batches == [[0], [1], [2]]
             worked.gate.set()
         assert len(worked.batches) == 5
+
+    run(story())
+
+
+def test_a_batch_that_has_room_lingers_while_more_is_to_come():
+    async def story():
+        loop = asyncio.get_running_loop()
+        more = [True]
+        async with asyncio.TaskGroup() as group:
+            worked = Worked(
+                group, most=3, held=False, linger_seconds=1, more_to_come=lambda: more[0]
+            )
+            began = loop.time()
+            first = group.create_task(worked.batcher.submit(1))
+            await asyncio.sleep(0.5)
+            assert worked.batches == []
+            full = [group.create_task(worked.batcher.submit(n)) for n in (2, 3)]
+            await asyncio.wait([first, *full])
+            assert worked.batches == [[1, 2, 3]]
+            assert loop.time() - began == 0.5
+
+            await worked.batcher.submit(4)  # nothing came: no longer than it lingers
+            assert worked.batches[1:] == [[4]]
+            assert loop.time() - began == 1.5
+
+            more[0] = False
+            await worked.batcher.submit(5)
+            assert loop.time() - began == 1.5
+
+    run(story())
+
+
+def test_what_is_full_goes_at_once_and_the_rest_lingers():
+    async def story():
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            worked = Worked(
+                group, slots=9, most=2, held=False, linger_seconds=1, more_to_come=lambda: True
+            )
+            tasks = [group.create_task(worked.batcher.submit(n)) for n in range(5)]
+            began = loop.time()
+            await asyncio.wait(tasks[:4])
+            assert (worked.batches, loop.time() - began) == ([[0, 1], [2, 3]], 0)
+            await tasks[4]
+            assert (worked.batches[2:], loop.time() - began) == ([[4]], 1)
+
+    run(story())
+
+
+def test_whoever_leaves_does_not_end_the_lingering_of_others():
+    async def story():
+        async with asyncio.TaskGroup() as group:
+            worked = Worked(
+                group, most=2, held=False, linger_seconds=1, more_to_come=lambda: True
+            )
+            stays = group.create_task(worked.batcher.submit(1))
+            leaves = group.create_task(worked.batcher.submit(2))
+            leaves.cancel()
+            await stays
+        assert worked.batches == [[1]]
 
     run(story())

@@ -415,7 +415,7 @@ def letters(version, text, document="a"):
 
 async def cut_in_letters(universe):
     await universe.create_collection(LETTERS)
-    universe.pieces = set
+    universe.pieces = list
 
 
 @pytest.mark.parametrize("workers", [1, 2])

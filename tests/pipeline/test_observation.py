@@ -8,7 +8,7 @@ import pytest
 from tests.pipeline.test_floods import GUARDED, good, malformed, phase
 from tests.support.universe import GROUP, live, upsert
 from worker.app.observation import Observation
-from worker.app.worker import _loop_factory
+from worker.app.process import _loop_factory
 from worker.core.lifecycle import Phase
 from worker.core.model import Partition
 

@@ -201,7 +201,7 @@ def test_a_hint_of_more_than_two_minutes_is_waited_for_without_a_call():
 def test_a_throttled_request_is_neither_parted_nor_made_smaller():
     async def story(universe):
         await universe.create_collection(LINES)
-        universe.pieces = lambda text: {text[at : at + 10] for at in range(0, len(text), 10)}
+        universe.pieces = lambda text: [text[at : at + 10] for at in range(0, len(text), 10)]
         sizes, loop = [], asyncio.get_running_loop()
         until = loop.time() + 20
 
@@ -386,3 +386,27 @@ def test_one_or_two_poisons_cost_no_more_than_the_bound_wherever_they_stand():
             settings=with_options(embedding={"max_inputs": 64}),
             partitions=1,
         )
+
+
+def test_a_small_tenant_does_not_wait_behind_the_backlog_of_a_large_one():
+    async def story(universe):
+        loop = asyncio.get_running_loop()
+        asked = {}
+
+        async def script(request):
+            await asyncio.sleep(1)
+            asked.update(dict.fromkeys(request.texts, loop.time()))
+
+        universe.embedder.script = script
+        universe.start()
+        fill(universe, 300)
+        await asyncio.sleep(5)
+        began = loop.time()
+        universe.publish(upsert("small", 1, "of a small tenant", tenant="small"))
+        await universe.settled()
+        # The requests that are under way end, and the next ones are its turn.
+        assert asked["of a small tenant"] - began <= 2 + 0.5
+        assert max(asked.values()) - began > 20
+
+    one_by_one = {"concurrency": 8, "max_inputs": 1}
+    live(story, settings=with_options(embedding=one_by_one, queue={"max_in_flight": 200}))

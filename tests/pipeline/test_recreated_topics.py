@@ -17,9 +17,22 @@ live = partial(universes.live, limit_seconds=2_000)
 
 async def create_again(universe, *events):
     universe.broker.create_topic(TOPIC, 1)
+    universe.audit.log_is_gone()
     universe.broker.committed.clear()
     for number, event in enumerate(events):
         universe.publish(event, timestamp_ms=1_000 + number)
+
+
+def accept(universe):
+    """What `embedfleet topics recreated` does to the tables."""
+    state = universe.database.state
+    claim = state.claims[GROUP, ONLY]
+    state.claims[GROUP, ONLY] = claim._replace(
+        epoch=claim.epoch + 1,
+        claim_id=universe.database.fresh_claim_id(),
+        incarnation=claim.incarnation + 1,
+    )
+    del state.progress[GROUP, ONLY]
 
 
 async def read_or_halted(universe, member):
@@ -64,6 +77,23 @@ def test_a_topic_created_again_under_a_running_worker_loses_nothing_silently():
     live(story, partitions=1)
 
 
+def test_a_halted_partition_goes_on_in_the_same_worker_once_an_operator_accepts_the_topic():
+    async def story(universe):
+        member = universe.start()
+        universe.publish(upsert("a", 5, "one"))
+        await universe.settled()
+        await create_again(universe, upsert("a", 1, "anew"), upsert("b", 1, "beside"))
+        assert await read_or_halted(universe, member) == "halted"
+        await asyncio.sleep(100)
+        assert [life.phase for life in member.worker.lives] == [Phase.HALTED]
+        accept(universe)
+        await universe.settled()
+        assert universe.text("b") == "beside"
+        assert universe.text("a") == "one"  # the version that is newer, whatever its log
+
+    live(story, partitions=1)
+
+
 def test_a_letter_of_the_topic_before_marks_no_letter_of_the_topic_after_it():
     async def story(universe):
         async def refuse(request):
@@ -83,11 +113,7 @@ def test_a_letter_of_the_topic_before_marks_no_letter_of_the_topic_after_it():
         await marking.wait()
         await create_again(universe, upsert("b", 1, "refused too"))
         universe.broker.topic_ids.clear()  # as a broker before Kafka 2.8, which tells none
-        state = universe.database.state
-        state.claims[GROUP, ONLY] = state.claims[GROUP, ONLY]._replace(
-            epoch=9, claim_id=universe.database.fresh_claim_id(), incarnation=1
-        )
-        del state.progress[GROUP, ONLY]
+        accept(universe)
         held = asyncio.Event()
         publish = universe.letters.publish
 

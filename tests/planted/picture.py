@@ -1,5 +1,6 @@
 """The table of planted bugs as people read it: `make schemas` writes it."""
 
+from tests.planted.runs import Run
 from tests.planted.table import ON_A_FLEET, TABLE
 from tests.support.generate import table
 
@@ -11,8 +12,8 @@ def picture() -> str:
             row.number,
             row.broken,
             f"`{row.plant.__name__}`",
-            "; ".join(f"`{caught.run.where}`" for caught in row.caught),
-            "; ".join(f"`{caught.sign}`" for caught in row.caught),
+            "; ".join(_named(caught.run) for caught in row.caught),
+            "; ".join(dict.fromkeys(f"`{caught.sign}`" for caught in row.caught)),
             row.remark,
         )
         for row in TABLE
@@ -41,3 +42,7 @@ This page is made from `table.py` by `make schemas`.
 
 {table(("planted by", "anomaly"), fleet)}
 """
+
+
+def _named(run: Run) -> str:
+    return f"`{run.where}`{' on real servers' if run.real else ''}"

@@ -18,7 +18,7 @@ from schemas.publisher import DeliveryFailed, EventTooLarge, Publisher, SyncPubl
 pytestmark = pytest.mark.real
 
 KAFKA_DEFAULT_MAX_MESSAGE_BYTES = 1024 * 1024 + 12
-CLOSE_SECONDS = 5
+CLOSE_SECONDS = 4
 
 
 @pytest.fixture
@@ -145,21 +145,22 @@ async def test_a_silent_broker_cannot_hold_the_publisher(kafka_server, topic, ca
     if kafka_server.embedded is None:
         pytest.skip("only a broker of our own can be frozen")
     loop = asyncio.get_running_loop()
-    publisher = Publisher(kafka_server.bootstrap_servers, topic, delivery_timeout_seconds=1)
+    limit = 3  # what a busy machine needs for the first record, which arrives
+    publisher = Publisher(kafka_server.bootstrap_servers, topic, delivery_timeout_seconds=limit)
     before = asyncio.all_tasks()
     await publisher.__aenter__()
     await publisher.publish(document(0))
     os.kill(kafka_server.embedded.pid, signal.SIGSTOP)
     try:
         began = loop.time()
-        with pytest.raises(DeliveryFailed, match="within 1 s"):
+        with pytest.raises(DeliveryFailed, match="within 3 s"):
             await publisher.publish(document(1))
-        with pytest.raises(DeliveryFailed, match="within 1 s"):
+        with pytest.raises(DeliveryFailed, match="within 3 s"):
             await publisher.publish_many(document(n, "x" * 1000) for n in range(3000))
-        assert loop.time() - began < 2 * 1 + 1
+        assert loop.time() - began < 2 * limit + 1
         began = loop.time()
         await publisher.__aexit__(None, None, None)
-        assert loop.time() - began < CLOSE_SECONDS
+        assert loop.time() - began < limit + CLOSE_SECONDS
     finally:
         os.kill(kafka_server.embedded.pid, signal.SIGCONT)
     assert asyncio.all_tasks() == before

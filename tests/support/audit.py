@@ -12,7 +12,7 @@ from schemas.events import DocumentUpserted, ScopeDeleted, Tombstone
 from worker.adapters.memory_ledger import MemoryLedger
 from worker.adapters.memory_store import MemoryStore
 from worker.core.lifecycle import Phase
-from worker.core.model import DocumentKey, Order, Partition
+from worker.core.model import DocumentKey, Order, Partition, Progress
 
 
 class Broken(AssertionError):
@@ -65,6 +65,8 @@ class Audit:
         self.is_poison = None
         self._broken = None
         self._events = {}
+        self._bygone = {}
+        self._told_before = {}
         self._said = {}
         self._vectors = {}
         self._letters = {}
@@ -87,6 +89,15 @@ class Audit:
             for record in broker.log(partition).records:
                 yield partition, record
 
+    def log_is_gone(self) -> None:
+        """Take note that a topic was created again: what is in the tables speaks of another."""
+        self._events.clear()
+        self._bygone = self._stored()
+        self._told_before = dict(self.universe.database.state.progress)
+
+    def _stored(self):
+        return {key: row.stored for key, row in self.universe.database.state.documents.items()}
+
     # ---- the promises ----
 
     def check(self) -> None:
@@ -96,6 +107,7 @@ class Audit:
             self._whatever_is_carried_is_in_flight()
             self._no_row_goes_back()
             self._everything_told_is_covered()
+            self._rows_say_what_their_records_say()
             self._chunks_are_those_of_the_row()
             self._kafka_is_not_ahead()
             self._letters_are_published_and_deserved()
@@ -117,24 +129,29 @@ class Audit:
         for key, row in rows.items():
             new = (row.stored.version, row.stored.order, row.stored.barrier)
             old = self.seen.get(key)
-            if old is not None and old != new and old[2] == new[2]:
-                self._forward(key, old, new)
+            if old is not None and old != new and self._goes_back(old, new):
+                raise Broken(f"stale-overwrite: {key} went from {old} to {new}")
             self.seen[key] = new
         for key in [key for key in self.seen if key not in rows]:
             del self.seen[key]
 
-    def _forward(self, key, old, new) -> None:
-        was, now = old[0] if old[0] is not None else -1, new[0] if new[0] is not None else -1
-        if now < was or (now == was and not new[1].is_after(old[1])):
-            raise Broken(f"stale-overwrite: {key} went from {old} to {new}")
+    def _goes_back(self, old, new) -> bool:
+        """Nothing older comes, but over a delete without a version that is newer than all."""
+        if old[2] != new[2]:
+            if new[2] is None or (old[2] is not None and not new[2].is_after(old[2])):
+                return True
+            return new[1] != new[2] and new[:2] != old[:2]
+        was, now = (-1 if version is None else version for version in (old[0], new[0]))
+        return now < was or (now == was and not new[1].is_after(old[1]))
 
     def _everything_told_is_covered(self) -> None:
         state = self.universe.database.state
         for partition, record in self.records():
-            told = max(
-                self.universe.broker.committed.get((self.group, partition), 0),
-                getattr(state.progress.get((self.group, partition)), "next_offset", 0),
-            )
+            place = self.group, partition
+            saved = state.progress.get(place)
+            if saved is None or saved == self._told_before.get(place):
+                saved = Progress(0)
+            told = max(self.universe.broker.committed.get(place, 0), saved.next_offset)
             if record.position.offset < told and not self.is_covered(record):
                 raise Broken(f"lost: {record.position} is below {told} and nowhere")
 
@@ -187,11 +204,31 @@ class Audit:
         rank = self.universe.database.state.scopes.get((tenant, name))
         return -1 if rank is None else rank.version
 
+    def _rows_say_what_their_records_say(self) -> None:
+        for key, stored in self._stored().items():
+            if stored == self._bygone.get(key):
+                continue
+            event = self._event_at(stored.order)
+            if not stored.deleted and not isinstance(event, DocumentUpserted):
+                raise Broken(f"resurrected: {key} is shown, and its record is {event}")
+            said = event is not None and (
+                DocumentKey(event.tenant, event.collection, event.id),
+                getattr(event, "version", None),
+                not isinstance(event, DocumentUpserted),
+            )
+            if said != (key, stored.version, stored.deleted):
+                raise Broken(f"torn: {key} is {stored}, and its record says {event}")
+
+    def _event_at(self, order):
+        record = self.universe.broker.log((order.topic, order.partition)).at(order.offset)
+        return None if record is None else self.event(record)
+
     def _chunks_are_those_of_the_row(self) -> None:
         for key, row in self.universe.database.state.documents.items():
-            contents = {chunk.content for chunk, _ in row.chunks.values()}
-            if contents != self._wanted(key, row):
-                raise Broken(f"torn: {key} shows {contents}")
+            chunks = sorted((chunk.seq, chunk.content) for chunk, _ in row.chunks.values())
+            is_bygone = row.stored == self._bygone.get(key)
+            if not is_bygone and chunks != list(enumerate(self._wanted(row.stored))):
+                raise Broken(f"torn: {key} shows {chunks}")
             for chunk, vector in row.chunks.values():
                 if vector != self._vector(key.collection, chunk.content):
                     raise Broken(f"wrong-vector: {key} {chunk.content!r}")
@@ -203,16 +240,10 @@ class Audit:
             self._vectors[place] = self.universe.vector_of(content, *place[:2])
         return self._vectors[place]
 
-    def _wanted(self, key, row):
-        stored = row.stored
+    def _wanted(self, stored):
         if stored.deleted:
-            return set()
-        order = stored.order
-        log = self.universe.broker.log((order.topic, order.partition))
-        event = self.event(log.at(order.offset))
-        if not isinstance(event, DocumentUpserted):
-            raise Broken(f"resurrected: {key} is shown, and was deleted by {order}")
-        text = event.text.replace("\0", "\ufffd")
+            return []
+        text = self._event_at(stored.order).text.replace("\0", "\ufffd")
         return self.universe.pieces(text)
 
     def _kafka_is_not_ahead(self) -> None:
@@ -258,7 +289,7 @@ class Audit:
     # ---- the end ----
 
     def check_end(self) -> None:
-        """Everything is done: the table is the fold of the log without the dead letters."""
+        """Every record is in a row that is no older, or a dead letter: so rows are the fold."""
         self.check()
         for partition, record in self.records():
             if not self.is_covered(record):

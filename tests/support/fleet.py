@@ -9,17 +9,15 @@ for a fact of the log, of the topic or of the tables.
 import asyncio
 import json
 import os
-import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -28,16 +26,16 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from tests.support.fleet_fold import Letter, fold, letter_of
 from tests.support.provider import Provider, vector_of
+from tests.support.worker_process import LOOK_SECONDS, PATIENCE_SECONDS, WorkerProcess
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_migrations import Migrations
 from worker.config import DatabaseOptions, KafkaOptions
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.vector_index import NO_INDEX, VectorIndex
 
 DIMENSIONS = 8
 DRAIN_SECONDS = 6
-PATIENCE_SECONDS = 60
-_LOOK_SECONDS = 0.05
 
 # A silent worker is out of the group after 6 s; a drain may take half a second.
 QUICK_TIMERS = {
@@ -46,84 +44,6 @@ QUICK_TIMERS = {
     "EMBEDFLEET_KAFKA_REQUEST_SECONDS": "6",
     "EMBEDFLEET_KAFKA_SESSION_SECONDS": "6",
 }
-
-
-@dataclass(eq=False)
-class WorkerProcess:
-    """One `embedfleet run`, its exit code and its log."""
-
-    process: asyncio.subprocess.Process
-    log_file: Path
-    may_die: bool = False
-
-    @property
-    def has_failed(self) -> bool:
-        return not self.may_die and self.process.returncode not in (None, 0, -signal.SIGKILL)
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self, timeout_seconds: float = PATIENCE_SECONDS) -> int:
-        async with asyncio.timeout(timeout_seconds):
-            return await self.process.wait()
-
-    def lines(self) -> list[dict]:
-        """The log so far; what is not JSON is what the test should see."""
-        whole, _, _ = self.log_file.read_text().rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines() if line]
-
-    def actions(self) -> Counter:
-        """How often each action was logged so far."""
-        return Counter(line.get("action") for line in self.lines())
-
-    async def logged(
-        self, action: str, count: int = 1, timeout_seconds: float = PATIENCE_SECONDS
-    ) -> dict:
-        """Wait for the first, or the n-th, log line of this action."""
-        async with asyncio.timeout(timeout_seconds):
-            while True:
-                found = [line for line in self.lines() if line.get("action") == action]
-                if len(found) >= count:
-                    return found[count - 1]
-                if self.process.returncode is not None:
-                    raise AssertionError(f"the worker ended: {self.log_file.read_text()}")
-                await asyncio.sleep(_LOOK_SECONDS)
-
-    async def ask(self, path: str) -> tuple[int, str]:
-        """Return status and body of a path of the admin port."""
-        line = await self.logged("admin_listening")
-        url = f"http://127.0.0.1:{line['port']}{path}"
-        async with aiohttp.ClientSession() as session, session.get(url) as answer:
-            return answer.status, await answer.text()
-
-    async def metric(self, name: str) -> float:
-        """The sum of all series of a counter; where metrics are on."""
-        _, text = await self.ask("/metrics")
-        found = re.findall(rf"^embedfleet_{name}\S* (\S+)$", text, re.MULTILINE)
-        return sum(map(float, found))
-
-    async def state(self) -> dict:
-        """What `/state` says now."""
-        status, body = await self.ask("/state")
-        assert status == 200
-        return json.loads(body)
-
-    async def shows(self, fact, timeout_seconds: float = PATIENCE_SECONDS) -> dict:
-        """Wait until `fact(state)` is true, and return that state."""
-        async with asyncio.timeout(timeout_seconds):
-            state = await self.state()
-            while not fact(state):
-                await asyncio.sleep(_LOOK_SECONDS)
-                state = await self.state()
-        return state
-
-    async def works_on(self, partitions: int) -> dict:
-        """Wait until so many partitions, and no others, are claimed and run here."""
-        return await self.shows(
-            lambda state: (
-                [one["phase"] for one in state["partitions"]] == ["running"] * partitions
-            )
-        )
 
 
 @dataclass
@@ -193,6 +113,7 @@ class Fleet:
         dimensions: int = DIMENSIONS,
         storage: str = "vector",
         chunking: tuple[str, int] = ("text", 400),
+        index: VectorIndex = NO_INDEX,
     ) -> None:
         pool = await Database.open(self.database)
         collection = Collection(
@@ -203,14 +124,21 @@ class Fleet:
             storage=storage,
             metric="cosine",
             chunking=ChunkingOptions(*chunking),
+            index=index,
         )
-        await PostgresCatalog(pool).create(collection, index=False)
+        await PostgresCatalog(pool).create(collection)
         await pool.close()
 
     # ---- workers ----
 
     async def start(
-        self, *, module: str = "worker", may_die: bool = False, **environment: str
+        self,
+        *,
+        module: str = "worker",
+        command: Sequence[str] = ("run",),
+        may_die: bool = False,
+        name: str = "",
+        **environment: str,
     ) -> WorkerProcess:
         """Start a worker process; one that may die fails nobody who waits."""
         log_file = self.folder / f"worker-{next(self._numbers)}.log"
@@ -219,14 +147,14 @@ class Fleet:
                 sys.executable,
                 "-m",
                 module,
-                "run",
+                *command,
                 env=os.environ | self._environment() | self.environment | environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        worker = WorkerProcess(process, log_file, may_die)
+        worker = WorkerProcess(process, log_file, may_die, name)
         self.workers.append(worker)
         return worker
 
@@ -291,7 +219,7 @@ class Fleet:
         self,
         fact,
         timeout_seconds: float = PATIENCE_SECONDS,
-        pause_seconds: float = _LOOK_SECONDS,
+        pause_seconds: float = LOOK_SECONDS,
     ) -> None:
         """Wait until the coroutine function `fact` answers something true."""
         async with asyncio.timeout(timeout_seconds):

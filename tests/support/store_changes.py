@@ -20,6 +20,7 @@ from worker.core.model import (
     StoredDocument,
     Vector,
 )
+from worker.core.vector_index import NO_INDEX, VectorIndex
 from worker.ports import Write
 
 GROUP = "group"
@@ -32,7 +33,10 @@ ARTICLES = Collection(
     storage="halfvec",
     metric="cosine",
     chunking=ChunkingOptions(),
+    index=NO_INDEX,
 )
+INDEXED = VectorIndex(build_at_rows=0)
+"""Of a collection that always has its index."""
 KEY = DocumentKey("tenant", "articles", "document")
 
 

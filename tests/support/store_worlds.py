@@ -91,7 +91,7 @@ class World:
     articles: Collection
 
     async def prepare(self) -> None:
-        self.articles = await self.catalog.create(ARTICLES, index=False)
+        self.articles = await self.catalog.create(ARTICLES)
 
     async def claim(self, partition: Partition = PARTITION, group: str = GROUP) -> Claim:
         return await self.claims.claim(group, partition, "owner")

@@ -1,8 +1,7 @@
 """
-A fleet in memory under virtual time: broker, database, provider and workers, and its oracle.
+A fleet in memory under virtual time: broker, database, provider and workers.
 
-The oracle shares no code with the pipeline: it folds the log of the broker by the written
-rules (`worker/DESIGN.md` 4) and compares with the tables.
+The audit (`tests/support/audit.py`) looks at broker and tables after every commit.
 """
 
 import asyncio
@@ -100,12 +99,12 @@ class Universe:
 
         self.broker.commit = commit_and_check
 
-    def pieces(self, text: str) -> set[str]:
+    def pieces(self, text: str) -> list[str]:
         """What a text is cut into by the collections of a universe (strategy `none`)."""
-        return {text} if text.strip() else set()
+        return [text] if text.strip() else []
 
     async def create_collection(self, collection=COLLECTION) -> None:
-        await MemoryCatalog(self.database).create(collection, index=False)
+        await MemoryCatalog(self.database).create(collection)
 
     def start(self, embedder=None, *, guarded=False) -> Member:
         """Start a worker; `guarded` puts limits and a breaker before its provider."""

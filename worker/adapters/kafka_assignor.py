@@ -9,8 +9,10 @@ would have half of the documents each, and nobody would know.
 A member that says nothing counts as one of us: it is of a version before this one.
 """
 
+import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -19,19 +21,49 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 
+from worker.errors import TransientError
+
 logger = logging.getLogger(__name__)
+
+# Of the second that a last commit and the giving back of claims leave of a rebalance.
+_LOOK_SECONDS = 0.5
+
+
+class Fleet:
+    """
+    The name of the table that a worker writes, as of the last look; `look` asks anew.
+
+    A table keeps its workers and gets another name where its database is upgraded, or comes
+    back on another server: each rebalance looks.
+    """
+
+    def __init__(self, name: str = "", ask: Callable[[], Awaitable[str]] | None = None) -> None:
+        self.name = name
+        self._ask = ask
+
+    async def look(self) -> None:
+        """Ask for the name; where nobody answers in time it is what it was."""
+        if self._ask is None:
+            return
+        with suppress(TransientError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                self.name = await self._ask()
 
 
 class FleetAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]  # the library has no types
-    """The assignor of one member; `leader` is the fleet whose group it is, if not our own."""
+    """The assignor of one member; `other_fleet` is whose group it is, if it is not ours."""
 
-    def __init__(self, fleet: str) -> None:
-        self._fleet = fleet.encode()
-        self.leader: str | None = None
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.other_fleet: str | None = None
+
+    @property
+    def _name(self) -> bytes:
+        return self._fleet.name.encode()
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         """Return what this member says when it joins."""
-        return ConsumerProtocolMemberMetadata(self.version, list(topics), self._fleet)
+        return ConsumerProtocolMemberMetadata(self.version, list(topics), self._name)
 
     def assign(
         self, cluster: Any, members: Mapping[str, ConsumerProtocolMemberMetadata]
@@ -47,7 +79,7 @@ class FleetAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]  # the l
         shares = super().assign(cluster, ours)
         return {
             name: ConsumerProtocolMemberAssignment(
-                self.version, shares[name].assignment if name in shares else [], self._fleet
+                self.version, shares[name].assignment if name in shares else [], self._name
             )
             for name in members
         }
@@ -55,7 +87,7 @@ class FleetAssignor(RoundRobinPartitionAssignor):  # type: ignore[misc]  # the l
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         """Take note of whose group it is."""
         told = assignment.user_data
-        self.leader = None if self._is_ours(told) else told.decode(errors="replace")
+        self.other_fleet = None if self._is_ours(told) else told.decode(errors="replace")
 
     def _is_ours(self, fleet: bytes | None) -> bool:
-        return not fleet or fleet == self._fleet
+        return not fleet or fleet == self._name

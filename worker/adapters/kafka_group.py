@@ -44,9 +44,13 @@ class KafkaGroup:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, options: KafkaOptions) -> AsyncIterator[Self]:
+    async def open(
+        cls, options: KafkaOptions, *, committed_only: bool = False
+    ) -> AsyncIterator[Self]:
         """
         Connect for the length of a block.
+
+        With `committed_only` a log ends, as for a worker, before a transaction that is open.
 
         Raises:
             BrokerUnavailable: nobody answers.
@@ -56,6 +60,7 @@ class KafkaGroup:
             group_id=options.group,
             enable_auto_commit=False,
             auto_offset_reset="none",
+            isolation_level="read_committed" if committed_only else "read_uncommitted",
         )
         try:
             with translated():

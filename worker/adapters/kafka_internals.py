@@ -111,16 +111,20 @@ async def raw_batches(
     return data or b""
 
 
-async def ask_any(consumer: AIOKafkaConsumer, request: Any) -> Any:
+async def ask_coordinator(consumer: AIOKafkaConsumer, request: Any) -> Any:
     """
-    Ask any broker that the client knows of, and return its answer.
+    Ask the broker that coordinates the group, any while there is none; return its answer.
+
+    Nothing goes on without that one. Of the others one may be away and still be in the
+    metadata; who asks it waits for long, and whoever wants a new connection waits behind.
 
     Raises:
         NotImplementedError: it does not know the request in this version.
-        KafkaError: it does not answer.
+        KafkaError: none is known just now, or it does not answer.
     """
     client = consumer._client  # noqa: SLF001
-    return await client.send(client.get_random_node(), request)
+    node = consumer._coordinator.coordinator_id  # noqa: SLF001
+    return await client.send(client.get_random_node() if node is None else node, request)
 
 
 def stable_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:

@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
 from worker.adapters import kafka_internals
-from worker.adapters.kafka_assignor import FleetAssignor
+from worker.adapters.kafka_assignor import Fleet, FleetAssignor
 from worker.adapters.kafka_client import client_arguments, milliseconds
 from worker.adapters.kafka_errors import translate, translated
 from worker.adapters.kafka_flow import Flow
@@ -59,10 +59,10 @@ class KafkaSource:
     `fleet` names what the members of a group must have in common: the table they write.
     """
 
-    def __init__(self, options: KafkaOptions, fleet: str = "") -> None:
+    def __init__(self, options: KafkaOptions, fleet: Fleet | None = None) -> None:
         self._options = options
-        self._fleet = fleet
-        self._assignor = FleetAssignor(fleet)
+        self._fleet = fleet or Fleet()
+        self._assignor = FleetAssignor(self._fleet)
         self._limit_seconds = min(_REQUEST_SECONDS, options.request_seconds)
         self._lookup = Lookup(options)
         self._consumer: AIOKafkaConsumer | None = None
@@ -228,6 +228,7 @@ class KafkaSource:
         self._let_go()
         if self._consumer is not None and partitions:
             await self._assignments.revoked()
+        await self._fleet.look()
 
     def assigned(self, partitions: set[TopicPartition]) -> None:
         """Take note of a new assignment; called by the library, without heartbeats."""
@@ -238,17 +239,17 @@ class KafkaSource:
         self._consumer.pause(*partitions)
         if self._commit is not None:
             self._commit.cancel()  # else it goes on trying, with the new generation
-        if self._assignor.leader is not None:
-            self._failure = self._strange(self._assignor.leader)
+        if self._assignor.other_fleet is not None:
+            self._failure = self._strange(self._assignor.other_fleet)
         self._number += 1
         self._partitions = frozenset(Partition(*place) for place in partitions)
         self._holds = True
         self._assignments.assigned(self._number, self._partitions)
 
-    def _strange(self, leader: str) -> ConfigError:
+    def _strange(self, fleet: str) -> ConfigError:
         return ConfigError(
-            f"the group {self._options.group!r} works for another table ({leader}) than this "
-            f"worker ({self._fleet}), and each would get a part of the documents: "
+            f"the group {self._options.group!r} works for another table ({fleet}) than this "
+            f"worker ({self._fleet.name}), and each would get a part of the documents: "
             "give it another kafka.group, or their database.url and database.schema"
         )
 

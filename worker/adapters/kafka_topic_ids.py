@@ -2,12 +2,12 @@
 The ids of topics (KIP-516): a topic that is created again under its name has another one.
 
 aiokafka 0.14 asks for metadata without them (version 5 at most); version 10 is described here.
-Asks one broker, once; changes nothing that the client knows.
+Asks the group's coordinator, once; changes nothing that the client knows.
 """
 
 from collections.abc import Collection, Mapping
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer
@@ -102,10 +102,7 @@ class _Struct(RequestStruct):  # type: ignore[misc]
     )
 
 
-_Structs: TypeAlias = _Struct
-
-
-class _Request(Request[_Structs]):  # type: ignore[misc]
+class _Request(Request[_Struct]):  # type: ignore[misc]
     API_KEY = 3
 
     def __init__(self, topics: Collection[str]) -> None:
@@ -124,10 +121,10 @@ async def topic_ids(consumer: AIOKafkaConsumer, topics: Collection[str]) -> Mapp
     Return the ids of those topics that are there; of none where the broker tells no ids.
 
     Raises:
-        KafkaError: no broker answers.
+        KafkaError: it does not answer.
     """
     try:
-        answer = await kafka_internals.ask_any(consumer, _Request(topics))
+        answer = await kafka_internals.ask_coordinator(consumer, _Request(topics))
     except NotImplementedError:  # the library's, for a broker before Kafka 2.8
         return {}
     return {

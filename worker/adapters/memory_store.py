@@ -19,7 +19,7 @@ from worker.adapters.memory_database import (
     LetterKey,
     MemoryDatabase,
 )
-from worker.adapters.pgvector_format import check_collection, wire
+from worker.adapters.pgvector_format import check_collection, is_same, wire
 from worker.core.changeset import newer, reaches
 from worker.core.model import (
     Base,
@@ -281,16 +281,16 @@ class MemoryCatalog:
         await self._database.reach("collections", "before")
         return [found for _, found in sorted(self._database.state.collections.items())]
 
-    async def create(self, collection: Collection, *, index: bool) -> Collection:
+    async def create(self, collection: Collection) -> Collection:
         """Create a collection; again with the same settings changes nothing."""
-        check_collection(collection, index=index)
+        check_collection(collection)
         async with self._database.transaction("create"):
             collections = self._database.state.collections
             old = collections.get(collection.name)
             if old is None:
                 old = replace(collection, id=len(collections) + 1, generation=1)
                 collections[collection.name] = old
-            elif old != replace(collection, id=old.id, generation=old.generation):
+            elif not is_same(old, collection):
                 raise ConfigError(
                     f"the collection {collection.name!r} exists with other settings"
                 )

@@ -7,29 +7,36 @@ a scope delete reaches, whatever the sweep has left; written so that a nearest-n
 on it still uses the index of the table (`tests/adapters/test_pg_search.py` reads the plan).
 """
 
-from dataclasses import replace
+from dataclasses import astuple, fields, replace
 from typing import Any
 
 from msgspec import json
 
 from worker.adapters.pg_client import Connection, Database
-from worker.adapters.pg_documents import chunk_table, live_chunks, view_name
-from worker.adapters.pgvector_format import OPERATOR_CLASSES, check_collection
+from worker.adapters.pg_documents import chunk_table, index_name, live_chunks, view_name
+from worker.adapters.pgvector_format import check_collection, index_definition, is_same
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.vector_index import VectorIndex
 from worker.errors import ConfigError
 
-_SELECT = """
-select id, name, model, embedding_space, dimensions, storage, metric, chunking, generation
+_INDEX = ", ".join(f"index_{field.name}" for field in fields(VectorIndex))
+_SELECT = f"""
+select id, name, model, embedding_space, dimensions, storage, metric, chunking, generation,
+       {_INDEX}
 from collection
-"""
-_INSERT = """
+"""  # noqa: S608 - built of constants of this module
+_INSERT = f"""
 insert into collection (
-    name, model, embedding_space, dimensions, storage, metric, chunking, generation
-) values ($1, $2, $3, $4, $5, $6, $7::text::jsonb, 1)
+    name, model, embedding_space, dimensions, storage, metric, chunking, generation, {_INDEX}
+) values ($1, $2, $3, $4, $5, $6, $7::text::jsonb, 1, $8, $9, $10, $11, $12)
 returning id
-"""
-# EXTERNAL: compressing costs 18 us a row and vectors do not shrink. fillfactor 70: a chunk that
-# moves inside its document finds room on its page (HOT), and no index is touched.
+"""  # noqa: S608 - built of constants of this module
+_SET_INDEX = f"""
+update collection set ({_INDEX}) = row ($2, $3, $4, $5, $6) where name = $1
+"""  # noqa: S608 - built of constants of this module
+# EXTERNAL: compressing costs 18 us a row and vectors do not shrink. An edit moves all chunks
+# behind it: with texts out of line a row is small, and with half of each page free all rows of
+# a document find room on theirs (HOT), so that neither text nor index is touched.
 _CREATE_TABLE = """
 create table {table} (
     tenant text collate "C" not null,
@@ -43,7 +50,7 @@ create table {table} (
     heading text,
     embedding {storage}({dimensions}) storage external not null,
     primary key (tenant, id, chunk_hash, occurrence)
-) with (fillfactor = 70);
+) with (fillfactor = 50, toast_tuple_target = 128);
 comment on table {table} is 'Chunks of the collection {name}. Readers use the view "{view}".';
 comment on column {table}.tenant is 'Whose document it is.';
 comment on column {table}.id is 'The document''s id.';
@@ -56,9 +63,7 @@ comment on column {table}.span_end is 'Character after the last one.';
 comment on column {table}.heading is 'Path of headings, for Markdown.';
 comment on column {table}.embedding is 'The vector of the content.';
 """
-_CREATE_INDEX = """
-create index {table}_embedding on {table} using hnsw (embedding {storage}_{operators})
-"""
+_CREATE_INDEX = "create index {index} on {table} {definition}"
 _CREATE_VIEW = """
 create view "{view}" with (security_invoker = true) as
 select c.tenant, c.id as document_id, d.version, c.seq, c.heading, c.content,
@@ -99,25 +104,39 @@ class PostgresCatalog:
             rows = await connection.fetch(f"{_SELECT} order by name")
         return [_collection(row) for row in rows]
 
-    async def create(self, collection: Collection, *, index: bool) -> Collection:
+    async def create(self, collection: Collection) -> Collection:
         """
         Create a collection with its chunk table and view; returns it with its id.
 
-        Creating it again with the same settings changes nothing.
+        Its index is created where it should always be there. Creating it again with the same
+        settings changes nothing, and the index that it should have is not among them.
 
         Raises:
             ConfigError: it exists with other settings, or its dimensions do not fit.
         """
-        check_collection(collection, index=index)
+        check_collection(collection)
         async with self._database.transaction() as connection:
             # Against another `create`; it lets readers of the table pass.
             await connection.execute("lock table collection in share row exclusive mode")
             found = await _find(connection, collection.name)
             if found is None:
-                return await _create(connection, collection, index=index)
-        if found != replace(collection, id=found.id, generation=found.generation):
+                return await _create(connection, collection)
+        if not is_same(found, collection):
             raise ConfigError(f"the collection {collection.name!r} exists with other settings")
         return found
+
+    async def set_index(self, collection: Collection, index: VectorIndex) -> Collection:
+        """
+        Say which index a collection should have; builds and drops none.
+
+        Raises:
+            ConfigError: it cannot be built.
+        """
+        wanted = replace(collection, index=index)
+        check_collection(wanted)
+        async with self._database.connection() as connection:
+            await connection.execute(_SET_INDEX, collection.name, *astuple(index))
+        return wanted
 
 
 async def _find(connection: Connection, name: str) -> Collection | None:
@@ -125,7 +144,7 @@ async def _find(connection: Connection, name: str) -> Collection | None:
     return None if row is None else _collection(row)
 
 
-async def _create(connection: Connection, collection: Collection, *, index: bool) -> Collection:
+async def _create(connection: Connection, collection: Collection) -> Collection:
     identity = await connection.fetchval(
         _INSERT,
         collection.name,
@@ -135,25 +154,31 @@ async def _create(connection: Connection, collection: Collection, *, index: bool
         collection.storage,
         collection.metric,
         json.encode(collection.chunking).decode(),
+        *astuple(collection.index),
     )
     created = replace(collection, id=identity, generation=1)
+    table = chunk_table(created.id, created.generation)
     names = {
-        "table": chunk_table(created.id, created.generation),
+        "table": table,
+        "index": index_name(table),
         "live": live_chunks(created),
         "view": view_name(created.name),
         "name": created.name,
         "storage": created.storage,
         "dimensions": created.dimensions,
-        "operators": OPERATOR_CLASSES[created.metric],
+        "definition": index_definition(created, rows=0),
     }
     await connection.execute(_CREATE_TABLE.format(**names))
-    if index:
+    if created.index.kind != "none" and created.index.build_at_rows == 0:
         await connection.execute(_CREATE_INDEX.format(**names))
     await connection.execute(_CREATE_VIEW.format(**names))
     return created
 
 
 def _collection(row: Any) -> Collection:
-    fields = dict(row)
-    chunking = json.decode(fields.pop("chunking"), type=ChunkingOptions)
-    return Collection(**fields, chunking=chunking)
+    columns = dict(row)
+    chunking = json.decode(columns.pop("chunking"), type=ChunkingOptions)
+    index = VectorIndex(
+        **{field.name: columns.pop(f"index_{field.name}") for field in fields(VectorIndex)}
+    )
+    return Collection(**columns, chunking=chunking, index=index)

@@ -206,6 +206,31 @@ def connect_arguments(options: DatabaseOptions) -> dict[str, Any]:
     }
 
 
+@asynccontextmanager
+async def unhurried(
+    options: DatabaseOptions, application: str = APPLICATION_NAME
+) -> AsyncIterator[Connection]:
+    """
+    Open a connection of its own, without time limits on statements, for the length of a block.
+
+    `lock_timeout` stays: a statement that waits for a lock makes all others wait behind it.
+    """
+    with translated():
+        connection = await asyncpg.connect(**unhurried_arguments(options, application))
+        try:
+            yield connection
+        finally:
+            await connection.close(timeout=options.connect_timeout_seconds)
+
+
+def unhurried_arguments(options: DatabaseOptions, application: str) -> dict[str, Any]:
+    """Return what a connection is made with that has no time limits on statements."""
+    arguments = connect_arguments(options)
+    arguments["server_settings"] |= {"statement_timeout": "0", "application_name": application}
+    arguments["command_timeout"] = None
+    return arguments
+
+
 def _milliseconds(seconds: float) -> str:
     return str(max(1, round(seconds * 1000)))
 

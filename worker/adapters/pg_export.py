@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from worker.adapters.pg_client import APPLICATION_NAME
 from worker.adapters.pg_copy import CopyRows
 from worker.adapters.pg_documents import chunk_table, live_chunks, live_documents
-from worker.adapters.pg_reader import Reader
+from worker.adapters.pg_patient import PatientReader
 from worker.adapters.pgvector_format import converted, unwire, wire_bytes
 from worker.config import DatabaseOptions
 from worker.core.exports import Digest, Key, Moment, Part, PartitionPosition, Rows, Subject
@@ -26,6 +27,8 @@ from worker.errors import ConfigError
 Take = Callable[[Rows], object]
 Reached = Callable[[Key | None], Awaitable[None]]
 """Is told, between rows, that all up to and with a document were handed out; None: all."""
+
+_APPLICATION = f"{APPLICATION_NAME} export"
 
 READERS = 2
 """What two cores of the server send, one core here converts."""
@@ -93,8 +96,8 @@ _COLUMNS = """
 class _Readers(NamedTuple):
     """The one that has the snapshot and looks ahead, and those who read rows."""
 
-    leader: Reader
-    others: list[Reader]
+    leader: PatientReader
+    others: list[PatientReader]
 
 
 class _Slice(NamedTuple):
@@ -132,7 +135,9 @@ class ExportSnapshot:
         """
         async with AsyncExitStack() as stack:
             leader, *others = [
-                await stack.enter_async_context(Reader.open(options, _SETTINGS))
+                await stack.enter_async_context(
+                    PatientReader.open(options, _APPLICATION, _SETTINGS)
+                )
                 for _ in range(1 + READERS)
             ]
             moment = await _begin(leader, collection)
@@ -176,11 +181,11 @@ class ExportSnapshot:
         slices: "asyncio.Queue[_Slice | None]",
         tasks: asyncio.TaskGroup,
     ) -> None:
-        free: asyncio.Queue[Reader] = asyncio.Queue()
+        free: asyncio.Queue[PatientReader] = asyncio.Queue()
         for reader in self._readers.others:
             free.put_nowait(reader)
 
-        async def read(reader: Reader, current: _Slice) -> None:
+        async def read(reader: PatientReader, current: _Slice) -> None:
             await self._read_slice(reader, current)
             free.put_nowait(reader)
 
@@ -204,7 +209,7 @@ class ExportSnapshot:
                 return
             after = upto
 
-    async def _read_slice(self, reader: Reader, current: "_Slice") -> None:
+    async def _read_slice(self, reader: PatientReader, current: "_Slice") -> None:
         conditions, arguments = self._where(current.part, "cd")
         query = _ROWS.format(
             columns=self._columns(),
@@ -243,7 +248,7 @@ class ExportSnapshot:
         return f"{columns}, c.content" if self._subject.content else columns
 
 
-async def _begin(leader: Reader, collection: Collection) -> Moment:
+async def _begin(leader: PatientReader, collection: Collection) -> Moment:
     table = chunk_table(collection.id, collection.generation)
     await leader.execute(_BEGIN)
     await leader.execute(_KEEP_TABLE.format(table=table))

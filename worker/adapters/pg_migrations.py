@@ -7,16 +7,13 @@ says `transaction:false`. dbmate reads the same files and the same table. Never 
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, NamedTuple
 
-import asyncpg
-
-from worker.adapters.pg_client import Connection, connect_arguments, translated
+from worker.adapters.pg_client import Connection, unhurried
 from worker.config import DatabaseOptions
 from worker.errors import ConfigError
 
@@ -86,7 +83,7 @@ class Migrations:
 
     async def up(self) -> list[str]:
         """Apply what is not applied yet; return the versions of that."""
-        async with self._connection() as connection:
+        async with unhurried(self._options) as connection:
             await self._lock(connection)
             await self._create_schema(connection)
             await connection.execute(_TABLE)
@@ -98,26 +95,12 @@ class Migrations:
 
     async def status(self) -> list[MigrationStatus]:
         """Return all migrations in order; changes nothing."""
-        async with self._connection() as connection:
+        async with unhurried(self._options) as connection:
             applied = await self._applied(connection)
         return [
             MigrationStatus(found.version, found.name, found.version in applied)
             for found in self._migrations
         ]
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        arguments = connect_arguments(self._options)
-        # An index may take long to build. `lock_timeout` stays: a statement that waits for
-        # a lock makes all others wait behind it.
-        arguments["server_settings"]["statement_timeout"] = "0"
-        arguments["command_timeout"] = None
-        with translated():
-            connection = await asyncpg.connect(**arguments)
-            try:
-                yield connection
-            finally:
-                await connection.close(timeout=self._options.connect_timeout_seconds)
 
     async def _lock(self, connection: Connection) -> None:
         # Another worker's migrations may take longer than a lock should be waited for.

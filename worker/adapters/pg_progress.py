@@ -85,12 +85,11 @@ class PostgresProgress:
             rows = await connection.fetch(_CLAIMS_OF_TOPIC, topic)
         return [(row["grp"], row["partition"]) for row in rows]
 
-    async def begin_incarnation(self, topic: str, owner: str) -> int:
+    async def begin_incarnation(self, topic: str, owner: str) -> None:
         """
         Begin the next incarnation of a topic: fence all its claims, forget its progress.
 
-        Returns its number. Where it breaks off, it is to be repeated: it then takes the next
-        number for all.
+        Where it breaks off, it is to be repeated: it then takes the next number for all.
         """
         async with self._database.connection() as connection:
             claims = await connection.fetch(_CLAIMS_OF_TOPIC, topic)
@@ -102,4 +101,3 @@ class PostgresProgress:
                 await connection.execute(_RAISE, *place, uuid4(), owner, incarnation)
                 for forget in _FORGET:
                     await connection.execute(forget, *place)
-        return incarnation

@@ -9,6 +9,7 @@ import math
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +17,18 @@ from numpy.typing import NDArray
 
 from schemas.dead_letter import Reason
 from worker.core.model import Collection, Vector
+from worker.core.vector_index import VectorIndex, lists_for
 from worker.errors import ConfigError, PermanentError
 
 METRIC_OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
-OPERATOR_CLASSES = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
+_OPERATOR_CLASSES = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
 
 # Also part of the name of a view, and names end at 63 bytes.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 _MAX_DIMENSIONS = 16_000
 _MAX_INDEXED_DIMENSIONS = {"halfvec": 4_000, "vector": 2_000}
+# IVFFlat learns its lists from the rows that are there: pgvector warns below one a list.
+_FEWEST_IVFFLAT_ROWS = 1_000
 
 
 _WIRE_HEAD = struct.Struct(">HH")
@@ -47,9 +51,9 @@ _NUMBERS = {
 }
 
 
-def check_collection(collection: Collection, *, index: bool) -> None:
+def check_collection(collection: Collection) -> None:
     """
-    Refuse a collection that pgvector cannot hold.
+    Refuse a collection that pgvector cannot hold, or cannot index as it should be.
 
     Raises:
         ConfigError: in one sentence, which value and why.
@@ -65,12 +69,61 @@ def check_collection(collection: Collection, *, index: bool) -> None:
         raise ConfigError(
             f"metric {collection.metric!r} is none of {', '.join(METRIC_OPERATORS)}"
         )
-    limit = _MAX_INDEXED_DIMENSIONS[collection.storage] if index else _MAX_DIMENSIONS
+    check_index(collection.index)
+    has_index = collection.index.kind != "none"
+    limit = _MAX_INDEXED_DIMENSIONS[collection.storage] if has_index else _MAX_DIMENSIONS
     if not 1 <= collection.dimensions <= limit:
         raise ConfigError(
             f"{collection.dimensions} dimensions do not fit: {collection.storage} takes 1 to "
-            f"{limit} {'with' if index else 'without'} an index"
+            f"{limit} {'with' if has_index else 'without'} an index"
         )
+
+
+def check_index(index: VectorIndex) -> None:
+    """
+    Refuse an index that pgvector cannot build.
+
+    Raises:
+        ConfigError: in one sentence, which value and why.
+    """
+    if index.kind not in ("hnsw", "ivfflat", "none"):
+        raise ConfigError(f"index {index.kind!r} is none of hnsw, ivfflat, none")
+    for name, value, least, most in (
+        ("m", index.m, 2, 100),
+        ("ef_construction", index.ef_construction, 4, 1_000),
+        ("lists", 1 if index.lists is None else index.lists, 1, 32_768),
+        ("build_at_rows", index.build_at_rows, 0, 2**63 - 1),
+    ):
+        if not least <= value <= most:
+            raise ConfigError(f"the index's {name} is {value}: it must be {least} to {most}")
+    if index.ef_construction < 2 * index.m:
+        raise ConfigError(
+            f"the index's ef_construction is {index.ef_construction}: it must be at least "
+            f"twice m, which is {index.m}"
+        )
+    fewest = max(_FEWEST_IVFFLAT_ROWS, index.lists or 0)
+    if index.kind == "ivfflat" and index.build_at_rows < fewest:
+        raise ConfigError(
+            "ivfflat learns its lists from the rows that are there: build_at_rows must be at "
+            f"least {fewest}"
+        )
+
+
+def index_definition(collection: Collection, rows: int) -> str:
+    """Return what stands behind `create index ... on ...`, for a table of so many rows."""
+    index = collection.index
+    operators = f"{collection.storage}_{_OPERATOR_CLASSES[collection.metric]}"
+    if index.kind == "ivfflat":
+        parameters = f"lists = {index.lists or lists_for(rows)}"
+    else:
+        parameters = f"m = {index.m}, ef_construction = {index.ef_construction}"
+    return f"using {index.kind} (embedding {operators}) with ({parameters})"
+
+
+def is_same(collection: Collection, other: Collection) -> bool:
+    """Tell whether two collections hold the same; their index says only how it is found."""
+    alike = replace(collection, id=other.id, generation=other.generation, index=other.index)
+    return alike == other
 
 
 def wire(vectors: Sequence[Vector], dimensions: int, storage: str) -> list[bytes]:

@@ -19,7 +19,13 @@ from msgspec import UNSET
 from schemas.events import ScopeDeleted
 from worker import failpoints
 from worker.adapters.pg_client import Connection, Database, MissingTable
-from worker.adapters.pg_documents import Wired, chunk_table, write_chunks, write_documents
+from worker.adapters.pg_documents import (
+    ChunksLeft,
+    Wired,
+    chunk_table,
+    write_chunks,
+    write_documents,
+)
 from worker.adapters.pg_resolution import resolve_letters
 from worker.adapters.pg_scopes import store_tombstone, sweep, wait_for_writers
 from worker.adapters.pg_statements import NOTHING, live_claims, order_columns, order_of
@@ -125,6 +131,14 @@ class PgvectorStore:
             StoreUnavailable: the outcome is unknown.
         """
         wired = _wired(writes)
+        try:
+            return await self._apply(writes, wired, copies=True)
+        except ChunksLeft:
+            return await self._apply(writes, wired, copies=False)
+
+    async def _apply(
+        self, writes: Sequence[Write], wired: list[Wired], *, copies: bool
+    ) -> list[Verdict]:
         async with self._database.transaction() as connection:
             claims = {write.claim for write in writes}
             live = await live_claims(connection, claims, self._database.history)
@@ -134,7 +148,7 @@ class PgvectorStore:
             await failpoints.reach("in_transaction")
             winners = {n for n in passed if writes[n].change.key in written}
             for table, group in _by_chunk_table(wired[n] for n in sorted(winners)).items():
-                await write_chunks(connection, table, group)
+                await write_chunks(connection, table, group, copies=copies)
             if written:
                 await resolve_letters(connection, written)
         await failpoints.reach("after_commit")

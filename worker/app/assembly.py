@@ -13,6 +13,7 @@ from typing import NamedTuple
 from worker.config import Settings
 from worker.core.lifecycle import Lives
 from worker.core.packing import PackLimits
+from worker.core.scheduler import Scheduler
 from worker.pipeline.decode import Decode
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.embed import Embed
@@ -113,8 +114,13 @@ def assemble(
 ) -> Worker:
     """Put a worker together; `owner` names it in its claims."""
     tasks, lives = Tasks(), Lives()
-    marks = Marks(ports.crashes, spawn=tasks.spawn)
+    marks = Marks(ports.crashes, jitter=around.jitter, spawn=tasks.spawn)
     refusals = Refusals(ports.poisons, lives)
+    scheduler = Scheduler(
+        max_documents=settings.queue.max_documents,
+        max_bytes=settings.queue.max_bytes,
+        quantum_bytes=settings.queue.quantum_bytes,
+    )
     ingest, embed = _ingest(
         settings,
         ports,
@@ -123,6 +129,7 @@ def assemble(
         lives,
         marks=marks,
         refusals=refusals,
+        scheduler=scheduler,
         counters=counters,
     )
     settle = Settle(
@@ -139,7 +146,8 @@ def assemble(
         settle,
         refusals,
         lives,
-        settings.queue,
+        scheduler,
+        max_in_flight=settings.queue.max_in_flight,
         counters=counters,
         clock=around.clock,
         spawn=tasks.spawn,
@@ -192,6 +200,7 @@ def _ingest(
     *,
     marks: Marks,
     refusals: Refusals,
+    scheduler: Scheduler,
     counters: Counters,
 ) -> tuple[Ingest, Embed]:
     collections = Collections(
@@ -218,6 +227,7 @@ def _ingest(
         tracing=around.tracing,
         spawn=tasks.spawn,
         sets_aside=around.sets_aside,
+        lets_in=lambda but: scheduler.waiting > 0 and scheduler.in_flight > but,
     )
     save = Save(
         ports.store,

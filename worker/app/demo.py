@@ -30,6 +30,7 @@ from worker.app.demo_letters import Explain, work_letters
 from worker.app.demo_screen import Screen
 from worker.config import DatabaseOptions, EmbeddingOptions, KafkaOptions, Settings
 from worker.core.model import ChunkingOptions, Collection, Vector
+from worker.core.vector_index import VectorIndex
 from worker.embedded.demo import corpus, known_items, ledger, upstream
 from worker.embedded.demo.known_items import Place, Stored
 from worker.embedded.demo.servers import Servers
@@ -111,7 +112,7 @@ class _Demo:
             cleanup="delete",
             retention_hours=None,
         )
-        await jobs.create_collection(self.settings, _collection(), index=True)
+        await jobs.create_collection(self.settings, _collection())
         self._documents, self._questions = known_items.hold_back(documents, self._chance)
         database = self.settings.database
         self._sql = await ledger.connect(database.url, database.schema)
@@ -347,6 +348,7 @@ def _collection() -> Collection:
         storage="halfvec",
         metric="cosine",
         chunking=ChunkingOptions("markdown", CHUNK_CHARACTERS),
+        index=VectorIndex(build_at_rows=0),
     )
 
 

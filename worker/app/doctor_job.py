@@ -7,6 +7,7 @@ from worker.adapters.kafka_probe import probe
 from worker.adapters.kafka_topics import TopicDescription, Topics
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_facts import server_facts
+from worker.adapters.pg_indexes import PostgresIndexes
 from worker.adapters.pg_migrations import Migrations
 from worker.app.jobs import embedding, opened
 from worker.config import DatabaseOptions, KafkaOptions, Settings
@@ -14,6 +15,7 @@ from worker.core.model import Collection
 from worker.errors import PermanentError, ProviderUnavailable
 from worker.ops import verdicts
 from worker.ops.doctor import Check, Finding, Status, examine
+from worker.ops.index_build import state_of
 from worker.ports import Embedder, EmbeddingRequest
 
 LIMIT_SECONDS = 15.0
@@ -94,7 +96,12 @@ class _Database:
     async def look_for_collections(self) -> list[Finding]:
         async with opened(self._options) as database:
             self.collections = await PostgresCatalog(database).collections()
-        return [verdicts.collections([one.name for one in self.collections])]
+            indexes = PostgresIndexes(database)
+            facts = [await indexes.look(one) for one in self.collections]
+        return [
+            verdicts.collections([one.name for one in self.collections]),
+            *(verdicts.index(one.collection.name, state_of(one)) for one in facts),
+        ]
 
 
 async def _embeds(embedder: Embedder, collection: Collection) -> list[Finding]:

@@ -49,13 +49,11 @@ async def create_topics(
     )
 
 
-async def create_collection(
-    settings: Settings, collection: Collection, *, index: bool
-) -> Collection:
+async def create_collection(settings: Settings, collection: Collection) -> Collection:
     """Create a collection, or find it as it is."""
     check_options(collection.chunking)
     async with opened(settings.database) as database:
-        return await PostgresCatalog(database).create(collection, index=index)
+        return await PostgresCatalog(database).create(collection)
 
 
 async def list_collections(settings: Settings) -> list[Collection]:

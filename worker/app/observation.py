@@ -76,6 +76,14 @@ class Observation:
             "partitions": [self._partition(life) for life in worker.lives],
         }
 
+    def backlog(self) -> int | None:
+        """Return how many records wait, in the topic and here; None where it is not known."""
+        lags = [self._lag(life) for life in self._worker.lives if life.phase is Phase.RUNNING]
+        known = [lag for lag in lags if lag is not None]
+        if not known or len(known) < len(lags):
+            return None
+        return sum(known) + self._worker.dispatch.scheduler.documents
+
     def register(self, telemetry: Telemetry) -> None:
         """Let the gauges be read from here."""
         worker, queue = self._worker, self._worker.dispatch.scheduler

@@ -1,30 +1,27 @@
 """
-The command `run`: a worker on the real parts, from configuration to exit code.
+A worker on the real parts, and the command `run`, which is one until a signal.
 
-Owns the event loop, the signals and the order in which connections are opened and closed. The
-first signal drains; the second ends at once; a timer ends what does not end by itself.
+Owns the order in which connections are opened and closed.
 """
 
 import asyncio
-import gc
-import logging
 import os
 import random
 import secrets
-import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import stamina.instrumentation
 import structlog
 from stamina.instrumentation import RetryDetails
 
 from worker.adapters.admin_http import AdminServer
+from worker.adapters.kafka_assignor import Fleet
 from worker.adapters.kafka_dead_letters import KafkaDeadLetters
 from worker.adapters.kafka_source import KafkaSource
 from worker.adapters.pg_catalog import PostgresCatalog
@@ -32,15 +29,25 @@ from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_crashes import PostgresCrashes
 from worker.adapters.pg_holds import PostgresHolds
+from worker.adapters.pg_indexes import PostgresIndexes
 from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pg_poison import PostgresPoisons
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
 from worker.app.jobs import check_schema
 from worker.app.observation import Observation
+from worker.app.process import (
+    log_as,
+    run_loop,
+    spare_the_collector,
+    stopped_by_signals,
+    until_stopped,
+)
 from worker.app.provider import Provider, over_http
 from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
+from worker.ops.index_build import IndexBuild
+from worker.ops.index_upkeep import IndexUpkeep
 from worker.ports import Embedder, EmbeddingRequest
 from worker.telemetry import (
     Counters,
@@ -48,17 +55,15 @@ from worker.telemetry import (
     MemoryGrowth,
     StallWatchdog,
     Telemetry,
-    configure_logging,
     debug_loop,
 )
 from worker.telemetry.memory_growth import Growth
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
+Beside = Callable[[Worker, Database, Observation], None]
+"""Gives a worker what it does beside its work: `worker.runner.beside`."""
 
-_EXIT_AFTER_DRAIN_SECONDS = 10.0
-"""Commit 3 s, leaving the group up to 5 s, then whatever hangs is ended."""
 _TELEMETRY_SECONDS = 3.0
 
 
@@ -69,106 +74,65 @@ def run(settings: Settings) -> int:
     Raises:
         ConfigError: it cannot start like this.
     """
-    configure_logging(settings.telemetry)
-    # At debug it logs every record that it sends, and so the text of a dead letter.
-    logging.getLogger("aiokafka.producer").setLevel(logging.INFO)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        try:
-            return runner.run(_main(settings))
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _main(settings: Settings) -> int:
-    stop = asyncio.Event()
-    with _signals(stop, settings.kafka.drain_seconds + _EXIT_AFTER_DRAIN_SECONDS):
-        async with AsyncExitStack() as stack:
-            counters = Counters()
-            telemetry = _telemetry(stack, counters)
-            opened = await _until(stop, _open(settings, telemetry, stack))
-            if opened is None:
-                return 0
-            ports, provider = opened
-            around = _surroundings(settings, stop, telemetry, provider)
-            worker = assemble(settings, ports, around, counters, owner=_owner())
-            observation = Observation(
-                worker,
-                clock=time.monotonic,
-                progress_seconds=settings.telemetry.progress_seconds,
-                provider=provider.state,
-            )
-            await _observe(settings.telemetry, worker, observation, telemetry, stack)
-            _spare_the_collector()
-            log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
-            await worker.runner.run()
-            log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
+    log_as(settings.telemetry)
+    run_loop(_main(settings))
     return 0
 
 
-def _spare_the_collector() -> None:
+async def _main(settings: Settings) -> None:
+    def upkeep(worker: Worker, database: Database, observation: Observation) -> None:
+        if settings.index.build_due:
+            worker.runner.beside.append(_upkeep(settings, database, observation).run)
+
+    stop = asyncio.Event()
+    with stopped_by_signals(stop, settings.kafka.drain_seconds):
+        await work(settings, stop, upkeep)
+
+
+async def work(settings: Settings, stop: asyncio.Event, beside: Beside) -> None:
     """
-    Let garbage collections look at what comes from now on only.
+    Be a worker until the stop; `beside` says what else it does.
 
-    What is loaded by now lives as long as the process. To look through it took a full
-    collection 50 to 80 ms, in which the loop stood still.
+    Raises:
+        ConfigError: it cannot start like this.
     """
-    gc.collect()
-    gc.freeze()
+    async with AsyncExitStack() as stack:
+        counters = Counters()
+        telemetry = _telemetry(stack, counters)
+        opened = await until_stopped(stop, _open(settings, telemetry, stack))
+        if opened is None:
+            return
+        around = _surroundings(settings, stop, telemetry, opened.provider)
+        worker = assemble(settings, opened.ports, around, counters, owner=_owner())
+        observation = Observation(
+            worker,
+            clock=time.monotonic,
+            progress_seconds=settings.telemetry.progress_seconds,
+            provider=opened.provider.state,
+        )
+        await _observe(settings.telemetry, worker, observation, telemetry, stack)
+        beside(worker, opened.database, observation)
+        spare_the_collector()
+        log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
+        await worker.runner.run()
+        log.info("stopped", action="stopped", outcomes=counters.outcomes.total())
 
 
-@contextmanager
-def _signals(stop: asyncio.Event, limit_seconds: float) -> Iterator[None]:
-    """Set `stop` at the first signal; end the process at the second, or after the limit."""
-    loop = asyncio.get_running_loop()
+def _upkeep(settings: Settings, database: Database, observation: Observation) -> IndexUpkeep:
+    indexes = PostgresIndexes(database)
 
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        log.info("stopping", action="stopping", signal=signal.Signals(number).name)
-        stop.set()
-        timer = loop.call_later(limit_seconds, os._exit, 1)
-        ending.append(timer)
+    def has_caught_up() -> bool:
+        # What a worker holds at most is soon done, also under an index.
+        backlog = observation.backlog()
+        return backlog is not None and backlog <= settings.queue.max_documents
 
-    ending: list[asyncio.TimerHandle] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield
-    finally:
-        # uvloop leaves the handlers of a closed loop in place (seen in 0.23).
-        for number in numbers:
-            loop.remove_signal_handler(number)
-        for timer in ending:
-            timer.cancel()
-
-
-async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Return the result of `work`, or None where the stop came first."""
-    async with asyncio.TaskGroup() as group:
-        working = group.create_task(work)
-        stopping = group.create_task(stop.wait())
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-            return None
-    return working.result()
+    return IndexUpkeep(
+        PostgresCatalog(database),
+        indexes,
+        IndexBuild(indexes, settings.index, clock=time.monotonic, watch=lambda _: None),
+        check_seconds=settings.index.check_seconds,
+        has_caught_up=has_caught_up,
+    )
 
 
 def _telemetry(stack: AsyncExitStack, counters: Counters) -> Telemetry:
@@ -177,9 +141,15 @@ def _telemetry(stack: AsyncExitStack, counters: Counters) -> Telemetry:
     return telemetry
 
 
-async def _open(
-    settings: Settings, telemetry: Telemetry, stack: AsyncExitStack
-) -> tuple[Ports, Provider]:
+class _Opened(NamedTuple):
+    """What a worker talks to."""
+
+    ports: Ports
+    provider: Provider
+    database: Database
+
+
+async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack) -> _Opened:
     """Open what a worker talks to; Kafka's group is joined by the runner."""
     database = await _database(settings)
     stack.push_async_callback(database.close)
@@ -202,7 +172,7 @@ async def _open(
     telemetry.observe("blockers_ended", lambda: claims.blockers_ended)
     catalog = PostgresCatalog(database)
     await _check_dimensions(catalog, embedder)
-    fleet = await database.name()
+    fleet = Fleet(await database.name(), database.name)
     dead_letters = KafkaDeadLetters(settings.kafka)
     stack.push_async_callback(dead_letters.close)
     telemetry.observe("breaker_open", provider.open_models)
@@ -219,7 +189,7 @@ async def _open(
         catalog=catalog,
         limits=embedder.limits,
     )
-    return ports, provider
+    return _Opened(ports, provider, database)
 
 
 async def _database(settings: Settings) -> Database:

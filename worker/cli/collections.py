@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import asdict
 from typing import Annotated, Literal
 
+from worker.cli.index_flags import UNSAID, IndexFlags
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.vector_index import DEFAULT_INDEX
 
 Name = Annotated[str, option("As the events name it; its view is NAME_chunks.")]
 Model = Annotated[str, option("Embedding model, as the provider calls it.")]
@@ -22,7 +24,6 @@ Chunking = Annotated[
 ]
 Size = Annotated[int, option("Characters of a chunk at most.")]
 Overlap = Annotated[int, option("Characters that neighbours share.")]
-Indexed = Annotated[bool, option("With an HNSW index; searches are exact without.")]
 
 
 def create(
@@ -36,7 +37,7 @@ def create(
     chunking: Chunking = "text",
     size: Size = 1200,
     overlap: Overlap = 0,
-    index: Indexed = True,
+    index: IndexFlags = UNSAID,
     json: Json = False,
     settings: WithSettings = DEFAULTS,
 ) -> None:
@@ -51,8 +52,9 @@ def create(
         storage=storage,
         metric=metric,
         chunking=ChunkingOptions(chunking, size, overlap),
+        index=index.on(DEFAULT_INDEX),
     )
-    created = asyncio.run(jobs.create_collection(settings, wanted, index=index))
+    created = asyncio.run(jobs.create_collection(settings, wanted))
     if json:
         show_json(asdict(created))
     else:
@@ -88,7 +90,8 @@ def show_one(name: Name, /, *, json: Json = False, settings: WithSettings = DEFA
     if json:
         show_json(found)
         return
-    found |= {f"chunking.{key}": value for key, value in found.pop("chunking").items()}
+    for part in ("chunking", "index"):
+        found |= {f"{part}.{key}": value for key, value in found.pop(part).items()}
     for key, value in found.items():
         show(f"{key}: {value}")
 

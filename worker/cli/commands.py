@@ -57,6 +57,17 @@ COMMANDS: tuple[Command | Family, ...] = (
         WORK,
     ),
     Command(
+        "bulk-load",
+        "worker.cli.bulk_load:bulk_load",
+        "Be a worker that loads what is in the topics now without vector indexes, and builds "
+        "them then: several times faster for a first load.",
+        (
+            "embedfleet bulk-load --yes",
+            "embedfleet bulk-load --auto --threshold 100000",
+        ),
+        WORK,
+    ),
+    Command(
         "publish",
         "worker.cli.publish:publish",
         "Publish documents to Kafka: events as JSON lines, or a folder of text files.",
@@ -202,6 +213,49 @@ COMMANDS: tuple[Command | Family, ...] = (
                 "Go past records that cannot be read: they are never stored. "
                 "All workers of the group must be stopped before.",
                 ("embedfleet partitions skip documents/3 --to 5120 --yes",),
+            ),
+        ),
+    ),
+    Family(
+        "index",
+        "Vector indexes: how they are, and how they are built without stopping anybody.",
+        OPERATE,
+        (
+            Command(
+                "status",
+                "worker.cli.indexes:status",
+                "Show size, state and use of each index; exit 1 where one is due or not valid.",
+                (
+                    "embedfleet index status",
+                    "embedfleet index status docs --recall 100 --json",
+                ),
+            ),
+            Command(
+                "advise",
+                "worker.cli.indexes:advise",
+                "Say what to build, with which memory, and what readers should set, and why.",
+                ("embedfleet index advise docs",),
+            ),
+            Command(
+                "set",
+                "worker.cli.indexes:set_index",
+                "Say what index a collection should have; nothing is built or dropped.",
+                ("embedfleet index set docs --m 32 --ef-construction 128",),
+            ),
+            Command(
+                "build",
+                "worker.cli.indexes:build",
+                "Build an index while readers and writers go on, or repair what a kill left.",
+                (
+                    "embedfleet index build docs",
+                    "embedfleet index build --due --index.parallel-workers 4",
+                ),
+            ),
+            Command(
+                "drop",
+                "worker.cli.indexes:drop",
+                "Drop an index for good: searches compare all rows.",
+                ("embedfleet index drop docs --yes",),
             ),
         ),
     ),

@@ -73,5 +73,5 @@ def recreated(
     if not yes:
         say(f"the progress of {', '.join(places)} would be forgotten: say --yes")
         return 1
-    say(f"{topic} is read from its beginning; restart workers that had stopped a partition")
+    say(f"{topic} is read from its beginning, also by the workers that had halted it")
     return 0

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from worker.config.about import about
+from worker.config.index import IndexBuildOptions
 from worker.config.kafka import KafkaOptions
 from worker.errors import ConfigError
 
@@ -23,6 +24,7 @@ __all__ = [
     "DeadLetterOptions",
     "DialectName",
     "EmbeddingOptions",
+    "IndexBuildOptions",
     "IngestOptions",
     "KafkaOptions",
     "QueueOptions",
@@ -355,6 +357,7 @@ class Settings:
     queue: QueueOptions = field(default_factory=QueueOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)
     dead_letters: DeadLetterOptions = field(default_factory=DeadLetterOptions)
+    index: IndexBuildOptions = field(default_factory=IndexBuildOptions)
     telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)
     startup_timeout_seconds: Annotated[
         float, about("How long an unreachable broker or database is waited for.", gt=0)

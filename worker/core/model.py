@@ -11,6 +11,7 @@ from uuid import UUID
 
 from schemas.dead_letter import NO_FACTS, Facts, Reason
 from schemas.events import DocumentDeleted, DocumentUpserted, Event, ScopeDeleted, Tombstone
+from worker.core.vector_index import DEFAULT_INDEX, VectorIndex
 from worker.errors import RefusedText
 
 Vector = NewType("Vector", bytes)
@@ -205,7 +206,8 @@ class Collection:
     """
     A collection as the store knows it.
 
-    `id` and `generation` name its chunk table; `chunking` is what `core.chunking` takes.
+    `id` and `generation` name its chunk table; `chunking` is what `core.chunking` takes;
+    `index` is what it should have, whatever it has.
     """
 
     id: int
@@ -217,6 +219,7 @@ class Collection:
     chunking: "ChunkingOptions"
     generation: int = 1
     embedding_space: str = ""
+    index: VectorIndex = DEFAULT_INDEX
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from worker.embedded.ports import HOST, ReservedPort
@@ -38,16 +39,22 @@ NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """A PostgreSQL server of our own; `durable` keeps fsync on."""
+    """A PostgreSQL server of our own; `durable` keeps fsync on, `settings` win over its own."""
 
     stop_signal = signal.SIGINT  # the fast shutdown: clients are cut off, nothing is lost
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        durable: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(folder)
         self._data = self.folder / "data"
         self._log = self.folder / "postgres.log"
         self._password_file = self.folder / "password"
-        self._settings = dict(SETTINGS) | ({} if durable else NOT_DURABLE)
+        self._settings = SETTINGS | ({} if durable else NOT_DURABLE) | dict(settings or {})
         self._user = UNPRIVILEGED_USER if os.geteuid() == 0 else ""
         self._port: ReservedPort | None = None
 

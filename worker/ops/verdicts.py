@@ -7,6 +7,7 @@ Pure: facts in, findings out. The bounds have their reasons beside them.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from worker.core.vector_index import WRONG, State
 from worker.ops.doctor import Finding, Status
 
 # Before 0.8.2 a parallel HNSW build can read and write beyond its memory (CVE-2026-3172).
@@ -101,6 +102,16 @@ def collections(names: Sequence[str]) -> Finding:
         return Finding("collections", Status.OK, ", ".join(names))
     hint = "embedfleet collections create NAME --model MODEL --dimensions N"
     return Finding("collections", Status.WARN, "there are none", hint)
+
+
+def index(name: str, state: State) -> Finding:
+    """Judge a collection's vector index: without it searches are right, and slow."""
+    check = f"index {name}"
+    if state in WRONG:
+        return Finding(check, Status.WARN, state, f"embedfleet index build {name}")
+    if state is State.UNWANTED:
+        return Finding(check, Status.WARN, state, f"embedfleet index drop {name} --yes")
+    return Finding(check, Status.OK, state)
 
 
 def connections(detail: str, max_connections: int, pool_max: int) -> Finding:

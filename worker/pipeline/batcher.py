@@ -3,7 +3,10 @@ Many callers, few calls: natural batching.
 
 Owns the items that wait and the slots that work. While all slots work the next batch grows;
 when one is free it takes what is waiting, so at low load nothing waits and at high load
-batches are full. A batch never mixes groups; groups take turns.
+batches are full. Where slots are many and calls are dear, a batch that has room waits for
+`linger_seconds` at most, as long as `more_to_come` says that it would grow. A batch never mixes
+groups; groups take turns. Inside a group tenants take turns, item by item (`tenant`): whoever
+has a few does not wait behind another one's backlog.
 
 Never fails one caller for another: a work function answers each item on its own, with an
 exception where that is the answer; with `apart`, a batch that fails as a whole for what may be
@@ -16,7 +19,8 @@ Invariant: what waits is at most twice what somebody waits for, and some.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 from worker.errors import PermanentError, WorkerError
@@ -58,6 +62,43 @@ class Call(Generic[In, Out]):
             self.answer.set_result(answer)
 
 
+class _Line(Generic[In, Out]):
+    """The calls of a group: one of each tenant after the other."""
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[Hashable, deque[Call[In, Out]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._calls.values()))
+
+    def __iter__(self) -> Iterator[Call[In, Out]]:
+        turns = deque(map(iter, self._calls.values()))
+        while turns:
+            turn = turns.popleft()
+            for call in islice(turn, 1):
+                yield call
+                turns.append(turn)
+
+    def add(self, tenant: Hashable, call: Call[In, Out]) -> None:
+        self._calls.setdefault(tenant, deque()).append(call)
+
+    def pop(self) -> Call[In, Out]:
+        tenant, calls = self._calls.popitem(last=False)
+        call = calls.popleft()
+        if calls:
+            self._calls[tenant] = calls
+        return call
+
+    def drop_left(self) -> None:
+        """Forget the calls that nobody waits for."""
+        for tenant, calls in list(self._calls.items()):
+            wanted = deque(call for call in calls if not call.left)
+            if wanted:
+                self._calls[tenant] = wanted
+            else:
+                del self._calls[tenant]
+
+
 class Batcher(Generic[In, Out]):
     """A queue in front of a function that works on many items at once."""
 
@@ -69,17 +110,24 @@ class Batcher(Generic[In, Out]):
         slots: int,
         take: Take[In],
         group: Callable[[In], Hashable] = lambda _: None,
+        tenant: Callable[[In], Hashable] = lambda _: None,
         settles: bool = False,
         apart: bool = False,
+        linger_seconds: float = 0.0,
+        more_to_come: Callable[[], bool] = lambda: False,
     ) -> None:
         self._work = work
         self._spawn = spawn
         self._slots = slots
         self._take = take
         self._group = group
+        self._tenant = tenant
         self._settles = settles
         self._apart = apart
-        self._waiting: OrderedDict[Hashable, deque[Call[In, Out]]] = OrderedDict()
+        self._linger_seconds = linger_seconds
+        self._more_to_come = more_to_come
+        self._lingers_until: float | None = None
+        self._waiting: OrderedDict[Hashable, _Line[In, Out]] = OrderedDict()
         self._pump_is_due = False
         self._left = 0
         self.working = 0
@@ -97,7 +145,8 @@ class Batcher(Generic[In, Out]):
         """Queue an item; its answer comes to `call.answer`."""
         loop = asyncio.get_running_loop()
         call = Call[In, Out](item, loop.create_future())
-        self._waiting.setdefault(self._group(item), deque()).append(call)
+        line = self._waiting.setdefault(self._group(item), _Line())
+        line.add(self._tenant(item), call)
         self._schedule(loop)
         return call
 
@@ -125,10 +174,8 @@ class Batcher(Generic[In, Out]):
 
     def _sweep(self) -> None:
         for group, calls in list(self._waiting.items()):
-            wanted = deque(call for call in calls if not call.left)
-            if wanted:
-                self._waiting[group] = wanted
-            else:
+            calls.drop_left()
+            if not calls:
                 del self._waiting[group]
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -145,11 +192,15 @@ class Batcher(Generic[In, Out]):
 
     def _next_batch(self) -> list[Call[In, Out]]:
         while self._waiting:
-            group, calls = self._waiting.popitem(last=False)
-            count = self._take(call.item for call in calls if not call.left)
+            group, calls = next(iter(self._waiting.items()))
+            # Would it hold one more like the first? Then it has room.
+            most = self._take(chain(_wanted(calls), islice(_wanted(calls), 1)))
+            if self._lingers(calls, most):
+                return []
+            del self._waiting[group]
             batch: list[Call[In, Out]] = []
-            while len(batch) < count:
-                call = calls.popleft()
+            while calls and len(batch) < most:
+                call = calls.pop()
                 if not call.left:
                     batch.append(call)
             if calls and batch:
@@ -157,6 +208,21 @@ class Batcher(Generic[In, Out]):
             if batch:
                 return batch
         return []
+
+    def _lingers(self, calls: Iterable[Call[In, Out]], most: int) -> bool:
+        """Tell whether the next batch waits to grow, and look again when that is over."""
+        may_grow = self._linger_seconds > 0 and self._more_to_come()
+        if not may_grow or most <= len(list(_wanted(calls))):
+            self._lingers_until = None
+            return False
+        loop = asyncio.get_running_loop()
+        if self._lingers_until is None:
+            self._lingers_until = loop.time() + self._linger_seconds
+            loop.call_at(self._lingers_until, self._schedule, loop)
+        if loop.time() < self._lingers_until:
+            return True
+        self._lingers_until = None
+        return False
 
     async def _run(self, calls: list[Call[In, Out]]) -> None:
         loop = asyncio.get_running_loop()
@@ -186,6 +252,10 @@ class Batcher(Generic[In, Out]):
                     await self._answer([call])
             else:
                 _answer(calls, [error] * len(calls))
+
+
+def _wanted(calls: Iterable[Call[In, Out]]) -> Iterator[In]:
+    return (call.item for call in calls if not call.left)
 
 
 def _may_be_of_one(error: Exception) -> bool:

@@ -10,10 +10,10 @@ Never blames a text while the provider answers nobody for the model: then everyt
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain
 
 from schemas.dead_letter import Reason
 from worker import failpoints
@@ -220,7 +220,11 @@ def _suspects(pieces: Sequence[Piece], error: Exception) -> list[Sequence[Piece]
     """Return whom an error may be about: single texts, or documents where it names nothing."""
     if isinstance(error, RejectedInput | BadOutput | Forbidden):
         return [[piece] for piece in pieces]
-    return [list(group) for _, group in groupby(pieces, key=lambda piece: piece.document)]
+    # Not `groupby`: where tenants take turns, so do the chunks of their documents.
+    by_document: defaultdict[DocumentKey, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        by_document[piece.document].append(piece)
+    return list(by_document.values())
 
 
 def _request_of(pieces: Sequence[Piece]) -> EmbeddingRequest:

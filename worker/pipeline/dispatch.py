@@ -1,7 +1,7 @@
 """
 Works in flight: taken from the scheduler, carried to their end, one task each.
 
-Owns the queue and the tasks, and the bound of works in flight. Where one more dead letter would
+Owns the tasks, and the bound of works in flight. Where one more dead letter would
 be a flood, its partition is held instead (`core.flood`), and its works are released. Draining
 is one code path for a revoked partition, a fenced claim and a stopping worker: what waits is
 released, what is in flight may finish until the deadline and is then cancelled.
@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from worker.config import QueueOptions
 from worker.core.flood import FloodGuard, FloodState
 from worker.core.lifecycle import Lives, PartitionLife
 from worker.core.model import Claim, DeadLettered, Outcome, Released, Work
@@ -41,8 +40,9 @@ class Dispatch:
         settle: Settle,
         refusals: Refusals,
         lives: Lives,
-        options: QueueOptions,
+        scheduler: Scheduler,
         *,
+        max_in_flight: int,
         counters: Counters,
         clock: Clock,
         spawn: Callable[..., asyncio.Task[None]],
@@ -54,12 +54,8 @@ class Dispatch:
         self._counters = counters
         self._clock = clock
         self._spawn = spawn
-        self._max_in_flight = options.max_in_flight
-        self.scheduler = Scheduler(
-            max_documents=options.max_documents,
-            max_bytes=options.max_bytes,
-            quantum_bytes=options.quantum_bytes,
-        )
+        self._max_in_flight = max_in_flight
+        self.scheduler = scheduler
         self._tasks: dict[Work, asyncio.Task[None]] = {}
         self.room = asyncio.Event()
         self.room.set()
@@ -80,7 +76,7 @@ class Dispatch:
 
     def pump(self) -> None:
         """Start what may be started, and say whether there is room for more."""
-        # Not those that wait for an unknown collection: they would hold up all others.
+        # Those that only wait hold no place: they would hold up all others.
         while len(self._tasks) - self.patient < self._max_in_flight:
             work = self.scheduler.take()
             if work is None:

@@ -26,6 +26,10 @@ from worker.pipeline.buy import Buy, Piece
 from worker.ports import Embedder, Spawn
 from worker.telemetry import Counters, Tracing
 
+_LINGER_SECONDS = 0.1
+"""What a request that has room waits at most while documents wait for their turn, and others
+that are under way will let them in: without a backlog nothing waits."""
+
 
 class Embed:
     """The stage from the new chunks of a change set to their vectors."""
@@ -42,6 +46,7 @@ class Embed:
         tracing: Tracing,
         spawn: Spawn,
         sets_aside: Callable[[str], bool],
+        lets_in: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._buy = Buy(
             embedder,
@@ -57,6 +62,7 @@ class Embed:
         self._spawn = spawn
         self._concurrency = options.concurrency
         self._sets_aside = sets_aside
+        self._lets_in = lets_in
         self._waiting_for: Counter[str] = Counter()
         self._limits = limits or PackLimits(
             max_inputs=options.max_inputs,
@@ -151,8 +157,15 @@ class Embed:
                 spawn=self._spawn,
                 slots=self._concurrency,
                 take=lambda pieces: take((piece.weight for piece in pieces), self._limits),
+                tenant=lambda piece: piece.document.tenant,
+                linger_seconds=_LINGER_SECONDS,
+                more_to_come=self._more_to_come,
             )
         return self._batchers[model]
+
+    def _more_to_come(self) -> bool:
+        """Tell whether works that end, here or elsewhere, will let other documents in."""
+        return self._lets_in(0 if self.requests_in_flight else self._waiting_for.total())
 
     async def _wait(
         self, piece: Piece, change: ChangeSet, bought: Callable[[], None]

@@ -13,9 +13,8 @@ from typing import Any
 from worker.core.isolation import Alone
 from worker.core.model import Claim, Work
 from worker.errors import FencedError, TransientError
+from worker.pipeline.backoff import until_done
 from worker.ports import Crashes
-
-_AGAIN_SECONDS = 0.5
 
 
 class Marks:
@@ -25,9 +24,11 @@ class Marks:
         self,
         crashes: Crashes,
         *,
+        jitter: Callable[[], float],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._crashes = crashes
+        self._jitter = jitter
         self._spawn = spawn
 
     async def set(self, claim: Claim, alone: Alone | None) -> None:
@@ -37,7 +38,7 @@ class Marks:
         Raises:
             FencedError: another claim has begun.
         """
-        await self._until_done(lambda: self._crashes.mark(claim, alone))
+        await until_done(lambda: self._crashes.mark(claim, alone), self._jitter)
 
     async def gave_up(self, claim: Claim, records: int) -> None:
         """
@@ -46,7 +47,7 @@ class Marks:
         Raises:
             FencedError: another claim has begun.
         """
-        await self._until_done(lambda: self._crashes.gave_up(claim, records))
+        await until_done(lambda: self._crashes.gave_up(claim, records), self._jitter)
 
     @asynccontextmanager
     async def busy(
@@ -84,10 +85,3 @@ class Marks:
     async def _try(self, work: Work, alone: Alone | None) -> None:
         with suppress(FencedError, TransientError):
             await self._crashes.mark(work.claim, alone)
-
-    async def _until_done(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        while True:
-            try:
-                return await call()
-            except TransientError:
-                await asyncio.sleep(_AGAIN_SECONDS)

@@ -7,7 +7,8 @@ and committed under one deadline. Never waits for the poll task; a listener neve
 
 The committer writes the table first and tells Kafka only what the table returned, so Kafka is
 never ahead (protocol, change 7). A partition that is fenced but still assigned is claimed
-again, after a heartbeat has confirmed the assignment (change 10).
+again, after a heartbeat has confirmed the assignment (change 10); so is a halted one, once an
+operator has begun its topic anew.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from worker.core.lifecycle import (
 )
 from worker.core.model import Claim, Partition, Progress
 from worker.errors import FencedError, TransientError
+from worker.pipeline.backoff import backoff, until_done
 from worker.pipeline.dispatch import Dispatch
 from worker.pipeline.floods import Floods
 from worker.pipeline.give_up import GiveUp
@@ -123,11 +125,7 @@ class Partitions:
         """Say that these claims end in order, or their ends count as crashes."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_GIVE_BACK_SECONDS):
-                while True:
-                    try:
-                        return await self._crashes.end(claims)
-                    except TransientError:
-                        await asyncio.sleep(0.1 + 0.1 * self._jitter())
+                await until_done(lambda: self._crashes.end(claims), self._jitter)
 
     def failed(self, partition: Partition, reason: str) -> None:
         """Halt a partition that cannot be polled; the others go on."""
@@ -148,7 +146,7 @@ class Partitions:
         # A claim once taken is kept while Kafka does not answer. Taken again and again by a
         # worker that is cut off from Kafka alone, it would fence the next owner for ever.
         claim: Claim | None = None
-        delay_seconds = 0.1
+        waits = backoff(self._jitter)
         while life.is_claiming():
             try:
                 claim = claim or await self._claim(life.partition)
@@ -159,8 +157,7 @@ class Partitions:
                 return
             except TransientError as error:
                 log.warning("claim failed", action="claim_failed", error=str(error))
-                await asyncio.sleep(delay_seconds * (0.5 + self._jitter()))
-                delay_seconds = min(2 * delay_seconds, 5.0)
+                await asyncio.sleep(next(waits))
 
     async def _claim(self, partition: Partition) -> Claim:
         await failpoints.reach("before_claim")
@@ -222,6 +219,7 @@ class Partitions:
                 async for life in self._floods.due(self._lag):
                     life.phase = Phase.CLAIMING
                     self._spawn(self._load(life))
+                await self._heed_operators()
             except TransientError as error:
                 log.warning("commit failed", action="commit_failed", error=str(error))
             for life in self._lives.in_phase(Phase.FENCED):
@@ -240,6 +238,13 @@ class Partitions:
                 halt = other_topic(claim.topic_id, ids.get(claim.partition.topic))
                 if life is not None and halt is not None:
                     self._dispatch.halt(life, self._source, halt.problem)
+
+    async def _heed_operators(self) -> None:
+        """Take a halted partition for fenced once it has no progress: its topic begins anew."""
+        for life in self._lives.in_phase(Phase.HALTED):
+            known = await self._claims.next_offset(self._options.group, life.partition)
+            if known is None and life.phase is Phase.HALTED:
+                life.phase = Phase.FENCED
 
     def _lag(self, partition: Partition) -> int | None:
         return None if self._source is None else self._source.lag(partition)
@@ -286,7 +291,7 @@ class Partitions:
                 self._dispatch.release(claim)
 
     async def _reclaim(self, life: PartitionLife) -> None:
-        """Claim again what was fenced, once the group has confirmed that it is ours."""
+        """Claim anew what was fenced, once the group has confirmed that it is ours."""
         assert self._source is not None
         await asyncio.sleep(self._jitter())
         self._source.pause(life.partition)

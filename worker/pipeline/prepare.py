@@ -155,6 +155,7 @@ class Prepare:
             spawn=spawn,
             slots=options.prepare_slots,
             take=lambda items: len(list(islice(items, options.prepare_batch_documents))),
+            tenant=lambda item: item[0].tenant,
             apart=True,
         )
 

@@ -7,10 +7,8 @@ dead-letter topic and is marked (protocol, changes 5 and 18). A dead-letter topi
 an outage: everything waits, nothing is dropped.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import TypeVar
 
 import structlog
 from msgspec import UNSET
@@ -28,14 +26,13 @@ from worker.core.model import (
     Superseded,
     Work,
 )
-from worker.errors import FencedError, TransientError
+from worker.errors import FencedError
+from worker.pipeline.backoff import until_done
 from worker.pipeline.batcher import Batcher
 from worker.ports import DeadLetter, DeadLetters, Ledger, LetterPlace, Recorded, Spawn
 from worker.telemetry import Counters, work_fields
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 _BATCH_LETTERS = 64
 
@@ -119,25 +116,17 @@ class Settle:
         return max(0.0, self._wall_clock() - since)
 
     async def _dead_letter(self, letter: DeadLetter) -> None:
-        recorded = await self._until_done(lambda: self._records.submit(letter))
+        recorded = await until_done(lambda: self._records.submit(letter), self._jitter)
         if recorded is None:
             raise FencedError
         if recorded.is_published:
             return  # it was read again after a rewind, or when its partition was held
         await failpoints.reach("in_dead_letter")
-        await self._until_done(lambda: self._dead_letters.publish(letter, recorded))
+        await until_done(lambda: self._dead_letters.publish(letter, recorded), self._jitter)
         await failpoints.reach("after_dead_letter")
         place = LetterPlace(*letter.record.position, letter.claim.incarnation)
-        await self._until_done(lambda: self._published.submit((letter.claim.group, place)))
-
-    async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
-        delay_seconds = 0.1
-        while True:
-            try:
-                return await call()
-            except TransientError:
-                await asyncio.sleep(delay_seconds * (0.5 + self._jitter()))
-                delay_seconds = min(2 * delay_seconds, 5.0)
+        mark = (letter.claim.group, place)
+        await until_done(lambda: self._published.submit(mark), self._jitter)
 
     async def _mark_published(self, marks: list[tuple[str, LetterPlace]]) -> list[None]:
         await self._ledger.mark_published(marks[0][0], [place for _, place in marks])

@@ -16,6 +16,10 @@ from worker.pipeline.batcher import Batcher
 from worker.ports import Clock, Spawn, Store, Verdict, Write
 from worker.telemetry import Counters, Tracing
 
+_LINGER_SECONDS = 0.05
+"""What a transaction that has room waits at most for one that is under way: documents come in
+the course of that. Under an index one takes longer, and others run beside it."""
+
 
 class _Item(NamedTuple):
     write: Write
@@ -50,8 +54,11 @@ class Save:
             slots=options.store_slots,
             take=self._take,
             group=lambda item: item.group,
+            tenant=lambda item: item.write.change.key.tenant,
             settles=True,
             apart=True,
+            linger_seconds=_LINGER_SECONDS,
+            more_to_come=lambda: self._batcher.working > 0,
         )
 
     async def __call__(

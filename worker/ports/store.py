@@ -65,11 +65,12 @@ class Catalog(Protocol):
     async def collections(self) -> list[Collection]:
         """Return all collections by name."""
 
-    async def create(self, collection: Collection, *, index: bool) -> Collection:
+    async def create(self, collection: Collection) -> Collection:
         """
         Create a collection with its chunk table and view; returns it with its id.
 
-        Creating it again with the same settings changes nothing.
+        Its index is created where it should always be there. Creating it again with the same
+        settings changes nothing, and the index that it should have is not among them.
 
         Raises:
             ConfigError: it exists with other settings, or its dimensions do not fit.

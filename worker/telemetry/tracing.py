@@ -1,5 +1,7 @@
 """
-Spans: one per batch, with links to the traces of its records.
+Spans: one per batch, with links to the sampled traces of its records.
+
+A trace that nobody keeps cannot be looked at, and a link costs more than all other telemetry.
 
 Without an exporter nothing is recorded and nothing is paid. No span carries a text, a key, or
 an exception's message.
@@ -30,6 +32,9 @@ _TRACEPARENT = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})"
     r"-(?P<span>(?!0{16})[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-[!-~]*)?"
 )
+
+
+_ODD = frozenset("13579bdf")
 
 
 def trace_id_of(traceparent: str | None) -> str | None:
@@ -86,7 +91,7 @@ class Tracing:
         traceparents: Iterable[str | None] = (),
         attributes: Attributes | None = None,
     ) -> Iterator[Span]:
-        """Record what happens to many records at once, with a link to each of their traces."""
+        """Record what happens to many records at once, linked to their sampled traces."""
         if self._tracer is None:
             yield INVALID_SPAN
             return
@@ -107,6 +112,9 @@ class Tracing:
 def _links(traceparents: Iterable[str | None]) -> list[Link]:
     links: list[Link] = []
     for traceparent in dict.fromkeys(traceparents):
+        # Most are not sampled, and that shows in one character: the flags' last digit is odd.
+        if traceparent is None or traceparent[54:55] not in _ODD:
+            continue
         context = span_context_of(traceparent)
         if context is not None:
             links.append(Link(context))

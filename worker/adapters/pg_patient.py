@@ -11,11 +11,11 @@ from typing import Any
 
 import asyncpg
 
-from worker.adapters.pg_client import Connection, connect_arguments, translated
+from worker.adapters.pg_client import Connection, translated, unhurried_arguments
 from worker.config import DatabaseOptions
 
 
-class Reader:
+class PatientReader:
     """One connection; its calls wait for each other."""
 
     def __init__(self, connection: Connection, patience_seconds: float) -> None:
@@ -26,18 +26,19 @@ class Reader:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, options: DatabaseOptions, settings: Mapping[str, str]
-    ) -> "AsyncIterator[Reader]":
+        cls, options: DatabaseOptions, application: str, settings: Mapping[str, str]
+    ) -> "AsyncIterator[PatientReader]":
         """
         Connect, with some of the server's settings changed, and disconnect after the block.
+
+        What the block raises is not translated: it may be about files.
 
         Raises:
             StoreUnavailable: nobody answers.
             ConfigError: refused.
         """
-        arguments = connect_arguments(options)
-        arguments["server_settings"] |= {"statement_timeout": "0", **settings}
-        arguments["command_timeout"] = None
+        arguments = unhurried_arguments(options, application)
+        arguments["server_settings"] |= settings
         with translated():
             connection = await asyncpg.connect(**arguments)
         try:

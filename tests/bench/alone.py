@@ -1,0 +1,85 @@
+"""What the stages of a document cost alone, and the store against the bare client."""
+
+import asyncio
+from itertools import islice
+
+from tests.bench import limits, limits_postgres
+from tests.bench.figures import Stored
+from tests.bench.limits import Document, KafkaRecord
+from tests.bench.load import CHUNK_CHARACTERS, COLLECTION, Load, publish
+from tests.bench.servers import DIMENSIONS, MODEL, Provider, Servers
+from tests.bench.stub import Pool
+from worker.config import KafkaOptions
+from worker.core.model import ChunkingOptions, Collection
+
+SEED = 7
+EVENTS = 2_000
+INPUTS = 128
+_CHUNKING = ChunkingOptions("text", CHUNK_CHARACTERS)
+_COLLECTION = Collection(
+    id=0,
+    name=COLLECTION,
+    model=MODEL,
+    dimensions=DIMENSIONS,
+    storage="halfvec",
+    metric="cosine",
+    chunking=_CHUNKING,
+)
+
+
+def _documents() -> tuple[list[KafkaRecord], list[Document]]:
+    records = [(event.key, event.value) for event in Load(SEED).take(EVENTS)]
+    return records, limits.documents(records, _CHUNKING)
+
+
+async def stages(servers: Servers) -> dict[str, float]:
+    """
+    Return the CPU microseconds of an event of W1 in each stage alone.
+
+    A superseded event is only read, and each document has some chunks.
+    """
+    load, pool = Load(SEED), Pool(DIMENSIONS)
+    events = load.take(EVENTS)
+    topic = await servers.topic("stages")
+    await publish(servers.kafka.bootstrap_servers, topic, events)
+    records = [(event.key, event.value) for event in events]
+    documents = limits.documents(records, _CHUNKING)
+    texts = [chunk.content for document in documents for chunk in document.chunks]
+    kafka = KafkaOptions(bootstrap_servers=servers.kafka.bootstrap_servers)
+    async with Provider(latency_seconds=0.03) as provider:
+        http = await limits.requested(
+            provider.url, _COLLECTION, texts, inputs=INPUTS, at_once=8
+        )
+    stored = await limits_postgres.stored(servers.postgres.url, _COLLECTION, documents, pool)
+    await servers.settle()
+    share, chunks = len(documents) / EVENTS, len(texts) / EVENTS
+    return {
+        "poll": (await limits.polled(kafka, topic)).cpu_us,
+        "parse, cut, hash": share * limits.cut(records, _CHUNKING).cpu_us,
+        "HTTP": chunks * http.cpu_us,
+        "decode": chunks * limits.decoded(_COLLECTION, texts, pool, inputs=INPUTS).cpu_us,
+        "store": share * stored.cpu_us,
+    }
+
+
+async def stored_and_copied(servers: Servers) -> Stored:
+    """Return the rows a second of the worker's store, and of COPY of the same rows."""
+    _, documents = _documents()
+    pool, url = Pool(DIMENSIONS), servers.postgres.url
+    rows = await asyncio.to_thread(limits_postgres.rows, documents, _COLLECTION, pool)
+    ours = await limits_postgres.stored(url, _COLLECTION, documents, pool)
+    bare = await limits_postgres.copied(url, _COLLECTION, rows)
+    await servers.settle()
+    return Stored(ours.per_second * len(rows) / len(documents), bare.per_second)
+
+
+async def under_index(servers: Servers, ours_per_second: float, count: int) -> Stored:
+    """Put the rows a second of the workers beside a loop of bare INSERTs under HNSW."""
+    records = [(event.key, event.value) for event in Load(SEED, updates=0).take(count)]
+    documents = limits.documents(records, _CHUNKING)
+    rows = limits_postgres.rows(documents, _COLLECTION, Pool(DIMENSIONS))
+    bare = await limits_postgres.inserted(
+        servers.postgres.url, _COLLECTION, list(islice(rows, 2 * count)), connections=4
+    )
+    await servers.settle()
+    return Stored(ours_per_second, bare.per_second)

@@ -1,0 +1,220 @@
+"""
+The one-shot job `bulk-load` put together: a worker without vector indexes, and their builds.
+
+Holds the locks of the indexes from before they are dropped until they are built, so no other
+worker builds them in the midst of it. What an index should be is stored with its collection,
+and how far the load is by the group, so a run that was killed anywhere is gone on with by
+the next one; or ordinary workers finish the load, and build what is due.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+from worker.adapters.kafka_group import KafkaGroup
+from worker.adapters.kafka_topics import Topics
+from worker.adapters.pg_catalog import PostgresCatalog
+from worker.adapters.pg_client import Database
+from worker.adapters.pg_indexes import IndexBuilder, PostgresIndexes
+from worker.adapters.pg_progress import PostgresProgress
+from worker.app.assembly import Worker
+from worker.app.jobs import opened
+from worker.app.observation import Observation
+from worker.app.process import stopped_by_signals
+from worker.app.worker import work
+from worker.config import KafkaOptions, Settings
+from worker.core.lifecycle import Lives, Phase
+from worker.core.model import Collection, Partition
+from worker.core.vector_index import NO_INDEX, Drop, steps
+from worker.errors import ConfigError
+from worker.ops import bulk_load
+from worker.ops import search as searching
+from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading
+from worker.ops.index_build import Built, Far, IndexBuild, state_of
+
+BY = "embedfleet bulk-load"
+
+Watch = Callable[[str, Far], object]
+"""Told what the job works on, a collection or the group, and how far it is with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """
+    What is loaded: `names` are the collections whose index is done without, all where empty.
+
+    `auto` loads only where that is worth it; `yes` also where readers will miss an index.
+    """
+
+    names: Sequence[str] = ()
+    auto: bool = False
+    threshold: int
+    yes: bool = False
+
+
+class Loaded(NamedTuple):
+    """
+    What came of it; `why_not` is set where nothing was done.
+
+    So are `missed`, where it was not said that readers may be without these indexes. `ended`
+    None: it was interrupted, and no index was built.
+    """
+
+    why_not: str | None = None
+    missed: tuple[Loading, ...] = ()
+    ended: Ended | None = None
+    built: tuple[Built, ...] = ()
+
+
+async def run(settings: Settings, asked: Asked, watch: Watch) -> Loaded:
+    """
+    Load what is in the topics now.
+
+    Raises:
+        ConfigError: somebody else works on an index, or a worker cannot start like this.
+        StoreUnavailable: it was ended; calling it again goes on.
+    """
+    goal = await _goal(settings.kafka)
+    async with opened(settings.database) as database, AsyncExitStack() as stack:
+        job = _Job(settings, database, watch)
+        indexed = await job.indexed(asked.names)
+        lag = sum(bulk_load.left_of(goal, await job.done()).values())
+        refused = _refused(asked, lag, [one for _, one in indexed])
+        if refused is not None:
+            return refused
+        held = [
+            (one, await stack.enter_async_context(job.indexes.locked(one, BY)))
+            for one, _ in indexed
+        ]
+        ended: Ended | None = Ended(0, {}, {})
+        if lag:
+            for one, builder in held:
+                await job.drop(one, builder)
+            ended = await job.load(goal)
+        if ended is None:
+            return Loaded()
+        built = [await job.build(one, builder) for one, builder in held]
+        return Loaded(ended=ended, built=tuple(built))
+
+
+def _refused(asked: Asked, lag: int, loading: list[Loading]) -> Loaded | None:
+    """Return why nothing is done, None where it is."""
+    if asked.auto:
+        why_not = bulk_load.why_not(lag, asked.threshold, loading)
+        return None if why_not is None else Loaded(why_not)
+    if lag and not asked.yes and (missed := bulk_load.missed(loading)):
+        return Loaded(missed=tuple(missed))
+    return None
+
+
+async def _goal(options: KafkaOptions) -> Goal:
+    """Return the bounds of all partitions as they are now."""
+    found = await Topics(options).describe()
+    if missing := [name for name in options.topics if name not in found]:
+        raise ConfigError(f"there is no topic {missing[0]!r}: run `embedfleet topics create`")
+    places = [
+        Partition(name, number)
+        for name in options.topics
+        for number in range(found[name].partitions)
+    ]
+    async with KafkaGroup.open(options, committed_only=True) as group:
+        return {place: Bounds(*await group.bounds(place)) for place in places}
+
+
+class _Job:
+    """The parts of one load."""
+
+    def __init__(self, settings: Settings, database: Database, watch: Watch) -> None:
+        self._settings = settings
+        self._watch = watch
+        self._catalog = PostgresCatalog(database)
+        self._progress = PostgresProgress(database)
+        self.indexes = PostgresIndexes(database)
+
+    async def indexed(self, names: Sequence[str]) -> list[tuple[Collection, Loading]]:
+        """Return the collections that should have an index, and how that is."""
+        if names:
+            found = [
+                await searching.named(self._catalog, name) for name in dict.fromkeys(names)
+            ]
+        else:
+            found = await self._catalog.collections()
+        facts = [await self.indexes.look(one) for one in found if one.index.kind != "none"]
+        return [
+            (one.collection, Loading(one.collection.name, one.rows, state_of(one)))
+            for one in facts
+        ]
+
+    async def done(self) -> Done:
+        """Return how far the table is with each partition."""
+        known = await self._progress.partitions(self._settings.kafka.group)
+        return {Partition(one.topic, one.partition): one.next_offset for one in known}
+
+    async def drop(self, collection: Collection, builder: IndexBuilder) -> None:
+        """Drop the index that is there, or what is left of one."""
+        for step in steps(NO_INDEX, await self.indexes.found(collection)):
+            assert isinstance(step, Drop)
+            self._watch(collection.name, Far("dropping the index"))
+            await builder.drop(step.place)
+
+    async def load(self, goal: Goal) -> Ended | None:
+        """Work until the goal is reached; None where a signal came first."""
+        settings, stop = _as_loader(self._settings), asyncio.Event()
+        loads: list[Load] = []
+
+        def watch_goal(worker: Worker, _database: Database, _observation: Observation) -> None:
+            load = Load(
+                goal,
+                self.done,
+                halted=partial(_halted, worker.lives),
+                stop=stop,
+                clock=time.monotonic,
+                watch=partial(self._watch, f"group {settings.kafka.group}"),
+            )
+            worker.runner.beside.append(load.run)
+            loads.append(load)
+
+        with stopped_by_signals(stop, settings.kafka.drain_seconds):
+            await work(settings, stop, watch_goal)
+        return loads[0].ended if loads else None
+
+    async def build(self, collection: Collection, builder: IndexBuilder) -> Built:
+        """Build the index that the collection should have by now."""
+        build = IndexBuild(
+            self.indexes,
+            self._settings.index,
+            clock=time.monotonic,
+            watch=partial(self._watch, collection.name),
+        )
+        facts = await self.indexes.look(collection)
+        if not facts.found and facts.rows < (rows := collection.index.build_at_rows):
+            return Built(
+                collection.name, [f"left without an index, which is due at {rows} rows"]
+            )
+        async with _still_locked(self.indexes, collection, builder) as holding:
+            return await build.under_lock(holding, collection)
+
+
+@asynccontextmanager
+async def _still_locked(
+    indexes: PostgresIndexes, collection: Collection, builder: IndexBuilder
+) -> AsyncIterator[IndexBuilder]:
+    """Take the lock again where the connection that held it was lost during the load."""
+    if not builder.is_lost:
+        yield builder
+        return
+    async with indexes.locked(collection, BY) as another:
+        yield another
+
+
+def _halted(lives: Lives) -> Mapping[Partition, str]:
+    return {life.partition: life.problem or "" for life in lives.in_phase(Phase.HALTED)}
+
+
+def _as_loader(settings: Settings) -> Settings:
+    # It stands beside an ordinary worker, perhaps on the same machine, and is soon gone.
+    return replace(settings, telemetry=replace(settings.telemetry, admin_port=None))

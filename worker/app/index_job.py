@@ -1,0 +1,169 @@
+"""The one-shot jobs on vector indexes put together: look, change, build, drop, advise."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from worker.adapters.pg_catalog import PostgresCatalog
+from worker.adapters.pg_client import Database
+from worker.adapters.pg_indexes import IndexFacts, PostgresIndexes, table_of
+from worker.adapters.pg_readers import Readers, Recall
+from worker.adapters.pgvector_format import index_definition
+from worker.app.jobs import opened
+from worker.config import Settings
+from worker.core.model import Collection
+from worker.core.vector_index import Drop, State, VectorIndex, steps
+from worker.errors import ConfigError
+from worker.ops import search as searching
+from worker.ops.index_advice import Advice, ServerFacts, Situation, advise_on
+from worker.ops.index_build import Built, Far, IndexBuild, due, state_of
+
+BUILDER = "embedfleet index build"
+DROPPER = "embedfleet index drop"
+
+Watch = Callable[[str, Far], object]
+"""Told the name of a collection, and how far its index is."""
+
+
+class IndexRow(NamedTuple):
+    """
+    A collection's index as it is.
+
+    `serves` tells whether it serves a query of the largest tenant, None: there is no index, or
+    nothing is stored; `recall` is None where it was not asked for, or nothing is stored.
+    """
+
+    facts: IndexFacts
+    state: State
+    serves: bool | None
+    recall: Recall | None
+
+
+class Jobs(NamedTuple):
+    """What the jobs work with."""
+
+    database: Database
+    catalog: PostgresCatalog
+    indexes: PostgresIndexes
+
+    async def named(self, names: Sequence[str]) -> list[Collection]:
+        """Return the collections of these names, all where there are none."""
+        if not names:
+            return await self.catalog.collections()
+        return [await searching.named(self.catalog, name) for name in dict.fromkeys(names)]
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Jobs]:
+    async with opened(settings.database) as database:
+        yield Jobs(database, PostgresCatalog(database), PostgresIndexes(database))
+
+
+async def status(
+    settings: Settings, names: Sequence[str], *, queries: int | None, k: int
+) -> list[IndexRow]:
+    """Return how the indexes are, and with `queries` what they find of the k nearest."""
+    async with _opened(settings) as jobs:
+        readers = Readers(jobs.database)
+        rows = []
+        for collection in await jobs.named(names):
+            facts = await jobs.indexes.look(collection)
+            has_one = any(one.is_valid for one in facts.found.values())
+            serves = await readers.is_served_by_index(collection, k) if has_one else None
+            recall = await readers.recall(collection, queries, k) if queries else None
+            rows.append(IndexRow(facts, state_of(facts), serves, recall))
+    return rows
+
+
+async def build(
+    settings: Settings,
+    names: Sequence[str],
+    *,
+    rebuild: bool,
+    watch: Watch,
+    ended: Callable[[Built], object],
+) -> None:
+    """
+    Build the indexes of these collections, or, without names, those that are due.
+
+    Raises:
+        ConfigError: a collection should have none, or somebody else is at it.
+    """
+    async with _opened(settings) as jobs:
+        collections = await jobs.named(names)
+        if not names:
+            collections = await due(jobs.indexes, collections)
+        for collection in collections:
+            if collection.index.kind == "none":
+                raise ConfigError(
+                    f"{collection.name} should have no index; say which one: "
+                    f"`embedfleet index set {collection.name} --index hnsw`"
+                )
+        for collection in collections:
+            job = IndexBuild(
+                jobs.indexes,
+                settings.index,
+                clock=time.monotonic,
+                watch=partial(watch, collection.name),
+            )
+            ended(await job.run(collection, by=BUILDER, rebuild=rebuild))
+
+
+async def drop(settings: Settings, names: Sequence[str], *, really: bool) -> list[IndexFacts]:
+    """Drop indexes for good, or only say what that would drop."""
+    async with _opened(settings) as jobs:
+        found = [await jobs.indexes.look(one) for one in await jobs.named(names)]
+        if really:
+            for facts in found:
+                await _drop(jobs, facts.collection)
+    return found
+
+
+async def _drop(jobs: Jobs, collection: Collection) -> None:
+    async with jobs.indexes.locked(collection, DROPPER) as builder:
+        # First that there should be none, or a worker would build it again.
+        index = replace(collection.index, kind="none")
+        await jobs.catalog.set_index(collection, index)
+        for step in steps(index, await jobs.indexes.found(collection)):
+            assert isinstance(step, Drop)
+            await builder.drop(step.place)
+
+
+async def set_index(
+    settings: Settings, name: str, change: Callable[[VectorIndex], VectorIndex]
+) -> tuple[Collection, State]:
+    """Change what index a collection should have; returns it, and how its index is now."""
+    async with _opened(settings) as jobs:
+        (found,) = await jobs.named([name])
+        wanted = await jobs.catalog.set_index(found, change(found.index))
+        return wanted, state_of(await jobs.indexes.look(wanted))
+
+
+async def advise(settings: Settings, names: Sequence[str]) -> dict[str, list[Advice]]:
+    """Return what is to be done about each collection's index, and why."""
+    async with _opened(settings) as jobs:
+        server, readers = await jobs.indexes.server(), Readers(jobs.database)
+        advice = {}
+        for collection in await jobs.named(names):
+            facts = await jobs.indexes.look(collection)
+            situation = Situation(
+                collection=collection,
+                state=state_of(facts),
+                found=facts.found,
+                rows=facts.rows,
+                built_as=_definition(settings, facts),
+                rows_per_second=facts.rows_per_second,
+                tenants=await readers.tenants(collection),
+                server=ServerFacts(*server),
+                options=settings.index,
+            )
+            advice[collection.name] = advise_on(situation)
+    return advice
+
+
+def _definition(settings: Settings, facts: IndexFacts) -> str:
+    table = f'"{settings.database.schema}".{table_of(facts.collection)}'
+    return f"{table} {index_definition(facts.collection, facts.rows)}"

@@ -1,0 +1,258 @@
+"""
+One-shot job: bring the index of a collection to what it should be, step by step.
+
+Looks at what is there under the collection's lock and does what leads to what is wanted, so
+it can be ended anywhere and called again. While an index is built it tells how far that is.
+Never stops readers or writers.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, NamedTuple, Protocol
+
+from worker.config import IndexBuildOptions
+from worker.core.model import Collection
+from worker.core.vector_index import (
+    WRONG,
+    Create,
+    Drop,
+    Place,
+    Places,
+    State,
+    Step,
+    build_bytes,
+    judge,
+    steps,
+)
+from worker.errors import ConfigError, TransientError
+from worker.ports import Clock
+
+_LOOK_SECONDS = 0.5
+_SHORT_SECONDS = 2.0
+"""A pace of less says nothing."""
+_FEWEST_ROWS_FOR_A_RATE = 1_000
+"""A build of fewer rows says more about the server's start than about its speed."""
+_MIB = 1024 * 1024
+_LEAST_MEMORY_BYTES = 64 * _MIB
+"""PostgreSQL's own default. It gives each process of a parallel build 32 MiB, or has fewer."""
+
+
+class Builder(Protocol):
+    """Works on the index of one collection, under its lock; `notices`: what was said."""
+
+    notices: list[str]
+
+    async def count(self) -> int:
+        """Return how many rows there are."""
+
+    async def create(
+        self, place: Place, *, rows: int, memory_bytes: int, workers: int | None
+    ) -> None:
+        """Build an index on the living table."""
+
+    async def analyse(self) -> None:
+        """Tell the planner what is stored."""
+
+    async def drop(self, place: Place) -> None:
+        """Take an index away, or what is left of one."""
+
+    async def promote(self) -> None:
+        """Let the next index be the main one, which is gone."""
+
+
+class Indexes(Protocol):
+    """The vector indexes of all collections."""
+
+    async def look(self, collection: Collection) -> Any:
+        """Return what there is: `rows`, `found`, `progress`, `holder`, and more."""
+
+    async def found(self, collection: Collection) -> Places:
+        """Return which indexes there are; that costs next to nothing."""
+
+    async def progress(self, collection: Collection) -> Any:
+        """Return how far a build is (`phase`, `share`), None where there is none."""
+
+    async def keep_rate(self, collection: Collection, rows_per_second: float) -> None:
+        """Keep how fast an index was built."""
+
+    def locked(
+        self, collection: Collection, application: str
+    ) -> AbstractAsyncContextManager[Builder]:
+        """Be the only one who works on a collection's index."""
+
+
+class Far(NamedTuple):
+    """
+    How far a job is: what it does, how much of that is done, how long it will still take.
+
+    `share` and `left_seconds` None: not known; `detail` is what there is to say besides.
+    """
+
+    doing: str
+    share: float | None = None
+    left_seconds: float | None = None
+    detail: str = ""
+
+
+Watch = Callable[[Far], object]
+
+
+class Built(NamedTuple):
+    """What was done about an index; `seconds` are those of its build, None: none was built."""
+
+    collection: str
+    did: list[str]
+    rows: int | None = None
+    seconds: float | None = None
+    notices: tuple[str, ...] = ()
+
+
+def state_of(facts: Any) -> State:
+    """Say how the index is of which these facts are."""
+    return judge(
+        facts.collection.index,
+        facts.found,
+        facts.rows,
+        is_building=facts.progress is not None,
+        is_busy=facts.holder is not None,
+    )
+
+
+async def due(indexes: Indexes, collections: Iterable[Collection]) -> list[Collection]:
+    """Return the collections whose index somebody has to do something about."""
+    wrong = []
+    for one in collections:
+        found = await indexes.found(one)
+        # Rows are counted only where there is no index that readers can use.
+        has_one = Place.MAIN in found and all(there.is_valid for there in found.values())
+        if not has_one and state_of(await indexes.look(one)) in WRONG:
+            wrong.append(one)
+    return wrong
+
+
+class Pace(NamedTuple):
+    """When a phase was seen first, and how far it was then."""
+
+    at: float
+    share: float
+
+    def left_seconds(self, now: float, share: float | None) -> float | None:
+        """Return how long the rest takes at the pace since then, None where it says nothing."""
+        if share is None or share <= self.share or now - self.at < _SHORT_SECONDS:
+            return None
+        return (now - self.at) * (1 - share) / (share - self.share)
+
+
+class IndexBuild:
+    """Brings indexes to what they should be; `watch` is told how far that is."""
+
+    def __init__(
+        self, indexes: Indexes, options: IndexBuildOptions, *, clock: Clock, watch: Watch
+    ) -> None:
+        self._indexes = indexes
+        self._options = options
+        self._clock = clock
+        self._watch = watch
+
+    async def run(self, collection: Collection, *, by: str, rebuild: bool = False) -> Built:
+        """
+        Bring an index to what it should be; `by` is who does it, as others are told.
+
+        Raises:
+            ConfigError: somebody else is at it, or it cannot be built.
+            StoreUnavailable: it was ended; calling it again goes on.
+        """
+        async with self._indexes.locked(collection, by) as builder:
+            return await self.under_lock(builder, collection, rebuild=rebuild)
+
+    async def under_lock(
+        self, builder: Builder, collection: Collection, *, rebuild: bool = False
+    ) -> Built:
+        """Do the same where the lock is held already."""
+        found = await self._indexes.found(collection)
+        built = Built(collection.name, [])
+        for step in steps(collection.index, found, rebuild=rebuild):
+            if isinstance(step, Create):
+                rows, seconds = await self._create(builder, collection, step.place)
+                built = built._replace(rows=rows, seconds=seconds)
+            else:
+                self._watch(Far(_words(step)))
+                await (
+                    builder.drop(step.place) if isinstance(step, Drop) else builder.promote()
+                )
+            built.did.append(_words(step))
+        return built._replace(notices=tuple(builder.notices))
+
+    async def _create(
+        self, builder: Builder, collection: Collection, place: Place
+    ) -> tuple[int, float]:
+        self._watch(Far("counting rows"))
+        rows = await builder.count()
+        memory_bytes = memory_for(self._options, collection, rows)
+        began = self._clock()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                building = tasks.create_task(
+                    builder.create(
+                        place,
+                        rows=rows,
+                        memory_bytes=memory_bytes,
+                        workers=self._options.parallel_workers,
+                    )
+                )
+                await self._follow(collection, building)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        seconds = self._clock() - began
+        self._watch(Far("analysing"))
+        await builder.analyse()
+        if rows >= _FEWEST_ROWS_FOR_A_RATE:
+            await self._indexes.keep_rate(collection, rows / seconds)
+        return rows, seconds
+
+    async def _follow(self, collection: Collection, building: asyncio.Task[None]) -> None:
+        """Tell how far a build is until it has ended."""
+        phase, pace = None, Pace(self._clock(), 0.0)
+        while not building.done():
+            await asyncio.wait({building}, timeout=_LOOK_SECONDS)
+            # A look that fails says nothing about the build.
+            with suppress(TransientError):
+                progress = await self._indexes.progress(collection)
+                if progress is None or building.done():
+                    continue
+                now, share = self._clock(), progress.share
+                if progress.phase != phase:
+                    phase, pace = progress.phase, Pace(now, share or 0.0)
+                self._watch(Far(progress.phase, share, pace.left_seconds(now, share)))
+
+
+def memory_for(options: IndexBuildOptions, collection: Collection, rows: int) -> int:
+    """
+    Return what a build is given of the server's memory.
+
+    Raises:
+        ConfigError: it cannot be done with what it may take.
+    """
+    index = collection.index
+    need = build_bytes(index, rows, collection.dimensions, collection.storage)
+    wanted = max(_LEAST_MEMORY_BYTES, need + need // 10 + 8 * _MIB)
+    if index.kind == "ivfflat" and wanted > options.max_memory_bytes:
+        raise ConfigError(
+            f"ivfflat needs {wanted // _MIB} MiB to learn the lists of {collection.name}: "
+            "raise index.max_memory_bytes, or give it fewer lists"
+        )
+    return min(wanted, options.max_memory_bytes)
+
+
+def _words(step: Step) -> str:
+    match step:
+        case Create(Place.MAIN):
+            return "built the index"
+        case Create():
+            return "built the index that replaces it"
+        case Drop(Place.MAIN):
+            return "dropped the index"
+        case Drop():
+            return "dropped what was left of a build"
+    return "put the new index in its place"
