@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.store_changes import vector
-from worker.adapters.pgvector_format import wire
-from worker.errors import PermanentError
+from worker.adapters.pgvector_format import converted, unwire, wire, wire_bytes
+from worker.errors import ConfigError, PermanentError
 
 singles = st.floats(width=32, allow_nan=False, allow_infinity=False)
 halves = st.floats(min_value=-65_504, max_value=65_504, width=32)
@@ -61,3 +61,50 @@ def test_another_length_is_refused() -> None:
 
 def test_no_vectors_are_no_bytes() -> None:
     assert wire([], 3, "vector") == []
+
+
+def on_the_wire(rows, width: int, storage: str) -> np.ndarray:
+    """Rows as they stand in the middle of other bytes, not aligned."""
+    wired = wire([vector(*row) for row in rows], width, storage)
+    assert {len(one) for one in wired} == {wire_bytes(width, storage)}
+    framed = b"".join(b"xyz" + one + b"z" for one in wired)
+    return np.frombuffer(framed, np.uint8).reshape(len(rows), -1)[:, 3:-1]
+
+
+@given(matrix(singles))
+def test_what_was_a_vector_comes_back_exactly(rows) -> None:
+    found = unwire(on_the_wire(rows, len(rows[0]), "vector"), len(rows[0]), "vector")
+    assert found.tolist() == rows
+    assert converted(found, "float32").dtype.str == "<f4"
+    assert converted(found, "float32").tolist() == rows
+
+
+@given(matrix(st.floats(width=16, allow_nan=False, allow_infinity=False)))
+def test_what_was_a_halfvec_comes_back_exactly_in_either_width(rows) -> None:
+    found = unwire(on_the_wire(rows, len(rows[0]), "halfvec"), len(rows[0]), "halfvec")
+    for dtype, code in (("float16", "<f2"), ("float32", "<f4")):
+        exported = converted(found, dtype)
+        assert (exported.dtype.str, exported.tolist()) == (code, rows)
+
+
+@given(matrix(halves))
+def test_singles_are_rounded_to_the_nearest_half(rows) -> None:
+    found = unwire(on_the_wire(rows, len(rows[0]), "vector"), len(rows[0]), "vector")
+    rounded = [
+        list(struct.unpack(f"<{len(row)}e", struct.pack(f"<{len(row)}e", *row))) for row in rows
+    ]
+    assert converted(found, "float16").tolist() == rounded
+
+
+def test_a_single_that_no_half_can_hold_is_refused_as_a_half() -> None:
+    for number in (65_520, -65_520, 1e30):
+        found = unwire(on_the_wire([[1, number]], 2, "vector"), 2, "vector")
+        assert converted(found, "float32").tolist() == np.float32([[1, number]]).tolist()
+        with pytest.raises(ConfigError, match="range of float16: say --dtype float32"):
+            converted(found, "float16")
+
+
+def test_a_vector_of_other_dimensions_is_none_of_ours() -> None:
+    wired = np.frombuffer(struct.pack(">HH3e", 3, 0, 1, 2, 3), np.uint8).reshape(1, -1)
+    with pytest.raises(ValueError, match="does not have 2 dimensions"):
+        unwire(wired, 2, "halfvec")

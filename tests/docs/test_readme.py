@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_its_events_are_events(text):
 
 async def test_its_producer_publishes(kafka_server, create_topic):
     topic = await create_topic(name="documents")
-    (source,) = blocks("python")
+    (source,) = [text for text in blocks("python") if "Publisher" in text]
     source = source.replace("localhost:9092", kafka_server.bootstrap_servers)
     names: dict = {"__name__": "example"}
     exec(compile(source.replace("asyncio.run(main())", ""), "README.md", "exec"), names)
@@ -105,6 +106,39 @@ async def test_its_producer_publishes(kafka_server, create_topic):
     assert first.key == b"acme/docs/handbook%2F7"
     assert b'"version":42' in first.value
     assert DocumentUpserted.__struct_config__.tag == "upsert"
+
+
+async def test_its_index_job_reads_an_export(tmp_path, monkeypatch, capsys):
+    """On a stand-in for FAISS, which is none of our libraries."""
+    from types import SimpleNamespace
+
+    from tests.support.exports import SUBJECT, MemorySnapshot
+    from worker.adapters.export_folder import ExportFolder
+    from worker.ops.export import read
+
+    documents = {(tenant, f"{n}"): (n, 2) for tenant in ("aa", "acme", "b") for n in range(3)}
+    with ExportFolder.open(tmp_path / "docs-export", SUBJECT, force=False) as folder:
+        done = await read(MemorySnapshot(documents), folder, lambda _: None)
+        folder.finish(done.moment, lambda _: None)
+    added, written = [], []
+    faiss = SimpleNamespace(
+        METRIC_INNER_PRODUCT=0,
+        IndexHNSWFlat=lambda dimensions, _links, _metric: SimpleNamespace(
+            d=dimensions, add=added.append
+        ),
+        write_index=lambda index, name: written.append((index.d, name)),
+    )
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    monkeypatch.chdir(tmp_path)
+    (source,) = [text for text in blocks("python") if "faiss" in text]
+    names: dict = {}
+    exec(compile(source, "README.md", "exec"), names)
+    vectors = np.load(tmp_path / "docs-export" / "vectors.npy")
+    assert np.array_equal(np.concatenate(added), vectors)
+    assert written == [(SUBJECT.dimensions, "docs.faiss")]
+    assert {names["rows"][number]["tenant"] for number in names["nearest"]} == {"acme"}
+    assert len(names["nearest"]) == 6
+    assert capsys.readouterr().out.count("(") == 6
 
 
 async def test_its_query_reads(database):

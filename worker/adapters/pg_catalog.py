@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import json
 
 from worker.adapters.pg_client import Connection, Database
-from worker.adapters.pg_documents import chunk_table, index_name, view_name
+from worker.adapters.pg_documents import chunk_table, index_name, live_chunks, view_name
 from worker.adapters.pgvector_format import check_collection, index_definition, is_same
 from worker.core.model import ChunkingOptions, Collection
 from worker.core.vector_index import VectorIndex
@@ -69,13 +69,7 @@ create view "{view}" with (security_invoker = true) as
 select c.tenant, c.id as document_id, d.version, c.seq, c.heading, c.content,
        c.span_start, c.span_end, d.metadata, d.content_type, d.occurred_at, d.stored_at,
        c.embedding
-from {table} c
-join document d on d.tenant = c.tenant and d.collection = '{name}' and d.id = c.id
-where not d.deleted
-  and not exists (
-      select from scope_tombstone s
-      where s.tenant = d.tenant and s.collection in ('', '{name}') and s.version >= d.version
-  );
+{live};
 comment on view "{view}" is 'What to search: chunks of the live documents of {name}.';
 comment on column "{view}".tenant is 'Whose document it is; filter by it.';
 comment on column "{view}".document_id is 'The document''s id.';
@@ -167,6 +161,7 @@ async def _create(connection: Connection, collection: Collection) -> Collection:
     names = {
         "table": table,
         "index": index_name(table),
+        "live": live_chunks(created),
         "view": view_name(created.name),
         "name": created.name,
         "storage": created.storage,

@@ -215,15 +215,20 @@ async def unhurried(
 
     `lock_timeout` stays: a statement that waits for a lock makes all others wait behind it.
     """
-    arguments = connect_arguments(options)
-    arguments["server_settings"] |= {"statement_timeout": "0", "application_name": application}
-    arguments["command_timeout"] = None
     with translated():
-        connection = await asyncpg.connect(**arguments)
+        connection = await asyncpg.connect(**unhurried_arguments(options, application))
         try:
             yield connection
         finally:
             await connection.close(timeout=options.connect_timeout_seconds)
+
+
+def unhurried_arguments(options: DatabaseOptions, application: str) -> dict[str, Any]:
+    """Return what a connection is made with that has no time limits on statements."""
+    arguments = connect_arguments(options)
+    arguments["server_settings"] |= {"statement_timeout": "0", "application_name": application}
+    arguments["command_timeout"] = None
+    return arguments
 
 
 def _milliseconds(seconds: float) -> str:

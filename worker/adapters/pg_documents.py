@@ -24,7 +24,7 @@ from worker.adapters.pg_statements import (
     order_columns,
     order_values,
 )
-from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
+from worker.core.model import ChangeSet, Chunk, ChunkId, Collection, DocumentKey
 from worker.core.vector_index import Place
 from worker.errors import WorkerError
 
@@ -140,6 +140,18 @@ where t.tenant = c.tenant and t.id = c.id
   and t.chunk_hash = c.chunk_hash and t.occurrence = c.occurrence
 """
 
+_LIVE = """\
+not d.deleted
+  and not exists (
+      select from scope_tombstone s
+      where s.tenant = d.tenant and s.collection in ('', '{name}') and s.version >= d.version
+  )"""
+_LIVE_CHUNKS = f"""\
+from {{table}} c
+join document d on d.tenant = c.tenant and d.collection = '{{name}}' and d.id = c.id
+where {_LIVE}"""
+_LIVE_DOCUMENTS = f"from document d where d.collection = '{{name}}' and {_LIVE}"
+
 Wired = tuple[ChangeSet, dict[ChunkId, bytes]]
 """A change set with the vectors of its inserts, in pgvector's format."""
 
@@ -157,6 +169,17 @@ def index_name(table: str, place: Place = Place.MAIN) -> str:
 def view_name(collection: str) -> str:
     """Return the name of the view that readers of a collection use."""
     return f"{collection}_chunks"
+
+
+def live_chunks(collection: Collection) -> str:
+    """Return from where readers read: chunks `c` and documents `d`, of live documents only."""
+    table = chunk_table(collection.id, collection.generation)
+    return _LIVE_CHUNKS.format(table=table, name=collection.name)
+
+
+def live_documents(collection: Collection) -> str:
+    """Return where the documents `d` are of which readers see chunks."""
+    return _LIVE_DOCUMENTS.format(name=collection.name)
 
 
 async def write_documents(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.dead_letter import Reason
 from worker.core.model import Collection, Vector
@@ -28,6 +29,10 @@ _MAX_DIMENSIONS = 16_000
 _MAX_INDEXED_DIMENSIONS = {"halfvec": 4_000, "vector": 2_000}
 # IVFFlat learns its lists from the rows that are there: pgvector warns below one a list.
 _FEWEST_IVFFLAT_ROWS = 1_000
+
+
+_WIRE_HEAD = struct.Struct(">HH")
+"""Dimensions, and zero."""
 
 
 class _Number(NamedTuple):
@@ -144,6 +149,42 @@ def wire(vectors: Sequence[Vector], dimensions: int, storage: str) -> list[bytes
     # One pass for the whole call: 10 to 25 times cheaper than a row at a time. Converting first
     # and turning the bytes while copying takes half the time of doing both at once.
     rows = np.empty((len(vectors), 4 + number.size_bytes * dimensions), np.uint8)
-    rows[:, :4] = np.frombuffer(struct.pack(">HH", dimensions, 0), np.uint8)
+    rows[:, :4] = np.frombuffer(_WIRE_HEAD.pack(dimensions, 0), np.uint8)
     rows[:, 4:].view(number.big_endian)[:] = values.astype(number.native)
     return [row.tobytes() for row in rows]
+
+
+def wire_bytes(dimensions: int, storage: str) -> int:
+    """Return how many bytes a vector has in pgvector's binary format."""
+    return _WIRE_HEAD.size + _NUMBERS[storage].size_bytes * dimensions
+
+
+def unwire(wired: NDArray[np.uint8], dimensions: int, storage: str) -> NDArray[np.floating]:
+    """
+    Return vectors (rows x dimensions, as exact as they are stored) from their binary format.
+
+    Raises:
+        ValueError: one has other dimensions.
+    """
+    head = np.frombuffer(_WIRE_HEAD.pack(dimensions, 0), np.uint8)
+    if not (wired[:, : len(head)] == head).all():
+        raise ValueError(f"a vector does not have {dimensions} dimensions")
+    number = _NUMBERS[storage]
+    # Turned while it is copied out of its row: a row is not aligned.
+    return wired[:, len(head) :].view(number.big_endian).astype(number.native)
+
+
+def converted(vectors: NDArray[np.floating], dtype: str) -> NDArray[np.floating]:
+    """
+    Return vectors as little-endian `float32` or `float16`, rounded to the nearest.
+
+    Raises:
+        ConfigError: a number is too large for it.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return vectors.astype({"float32": "<f4", "float16": "<f2"}[dtype], copy=False)
+    except FloatingPointError:
+        raise ConfigError(
+            f"a vector leaves the range of {dtype}: say --dtype float32"
+        ) from None

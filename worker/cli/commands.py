@@ -85,6 +85,16 @@ COMMANDS: tuple[Command | Family, ...] = (
         ('embedfleet search "rotate a key" --collection docs --tenant acme --k 3',),
         WORK,
     ),
+    Command(
+        "export",
+        "worker.cli.export:export",
+        "Export a collection for numpy and index jobs: vectors as .npy, rows, a manifest.",
+        (
+            "embedfleet export --collection docs --out docs-export",
+            "embedfleet export --collection docs --out acme --tenant acme --dtype float16",
+        ),
+        WORK,
+    ),
     Family(
         "migrate",
         "The tables in PostgreSQL.",
