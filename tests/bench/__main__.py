@@ -8,6 +8,7 @@ code says whether all that was measured was reached.
 """
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from time import monotonic
 
 import uvloop
 
-from tests.bench import report, workloads
-from tests.bench.alone import stages, stored_and_copied, under_index
+from tests.bench import bulk_load, export, report, workloads
+from tests.bench.alone import stages, upserted_and_copied, under_index
 from tests.bench.figures import Seen, verdicts
 from tests.bench.load import Load, publish
 from tests.bench.measure import Run, work_off
@@ -68,6 +69,8 @@ class Bench:
             "W7 ten times too much": ({"P5"}, self._overloaded),
             "W8 skewed tenants": ({"P12"}, self._skewed),
             "1 and 8 workers": ({"P9"}, self._scaled),
+            "bulk load, and inserts under HNSW": ({"P3"}, self._bulk_loaded),
+            "export": ({"export"}, self._exported),
         }
 
     async def _stages(self) -> None:
@@ -87,7 +90,9 @@ class Bench:
         return run
 
     async def _upserts(self) -> None:
-        self.seen.upserts.append(await stored_and_copied(self._servers))
+        upserts, whole = await upserted_and_copied(self._servers)
+        self.seen.upserts.append(upserts)
+        self.seen.stored.append(whole)
 
     async def _indexed(self) -> None:
         count = self._events // 8
@@ -126,6 +131,12 @@ class Bench:
             await workloads.scaled(self._servers, workers, self._seconds) for workers in (1, 8)
         ]
         self.seen.scaled.append((one, eight))
+
+    async def _bulk_loaded(self) -> None:
+        self.seen.others += await bulk_load.measure(self._servers.postgres)
+
+    async def _exported(self) -> None:
+        self.seen.others += await asyncio.to_thread(export.measure)
 
 
 async def against(servers: Servers, peer: Peer, count: int) -> Run:
@@ -174,7 +185,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds")
-    parser.add_argument("--only", nargs="*", default=[], help="figures, such as P7")
+    parser.add_argument("--only", nargs="*", default=[], help="figures, such as P7, or export")
     parser.add_argument(
         "--peers", nargs="*", default=[], help="whom to compare with; 'none': nobody"
     )

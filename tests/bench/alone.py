@@ -62,15 +62,17 @@ async def stages(servers: Servers) -> dict[str, float]:
     }
 
 
-async def stored_and_copied(servers: Servers) -> Stored:
-    """Return the rows a second of the worker's store, and of COPY of the same rows."""
+async def upserted_and_copied(servers: Servers) -> tuple[Stored, Stored]:
+    """Return the rows a second of upserts and of the whole store, each beside a bare COPY."""
     _, documents = _documents()
     pool, url = Pool(DIMENSIONS), servers.postgres.url
     rows = await asyncio.to_thread(limits_postgres.rows, documents, _COLLECTION, pool)
-    ours = await limits_postgres.stored(url, _COLLECTION, documents, pool)
+    upserts = await limits_postgres.upserted(url, _COLLECTION, documents, pool)
     bare = await limits_postgres.copied(url, _COLLECTION, rows)
+    store = await limits_postgres.stored(url, _COLLECTION, documents, pool)
     await servers.settle()
-    return Stored(ours.per_second * len(rows) / len(documents), bare.per_second)
+    whole = store.per_second * len(rows) / len(documents)
+    return Stored(upserts.per_second, bare.per_second), Stored(whole, bare.per_second)
 
 
 async def under_index(servers: Servers, ours_per_second: float, count: int) -> Stored:

@@ -204,13 +204,13 @@ async def measure(server: EmbeddedPostgres) -> list[Verdict]:
     recalls = [[run.recall for run in runs] for runs in (slow, quick)]
     return [
         Verdict(
-            f"bulk load >= {GOAL:g}x insert under HNSW, {DOCUMENTS * CHUNKS:,} rows",
+            f"P3 bulk load >= {GOAL:g}x insert under HNSW, {DOCUMENTS * CHUNKS:,} rows",
             f"{_seconds(slow)} / {_seconds(quick)} = {ratio:.1f}x (server's CPU "
             f"{cpu[0]:.1f} s / {cpu[1]:.1f} s = {cpu[0] / cpu[1]:.1f}x)",
             ratio >= GOAL,
         ),
         Verdict(
-            "its index finds as much (recall@10 within 0.05)",
+            "P3 bulk load: its index finds as much (recall@10 within 0.05)",
             f"{median(recalls[0]):.3f} under the index, {median(recalls[1]):.3f} built then",
             median(recalls[1]) >= median(recalls[0]) - 0.05,
         ),

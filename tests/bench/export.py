@@ -165,13 +165,13 @@ def speed(storage: str, runs: list[Run]) -> list[Verdict]:
     ratios = sorted(run.export_seconds / run.copy_seconds for run in runs)
     return [
         Verdict(
-            f"{storage}, {DIMENSIONS} dimensions: >= {ROWS_PER_SECOND:,} rows/s",
+            f"export, {storage}, {DIMENSIONS} dimensions: >= {ROWS_PER_SECOND:,} rows/s",
             f"{median(rates):,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f}), with the server on "
             f"{len(os.sched_getaffinity(0))} cores",
             median(rates) >= ROWS_PER_SECOND,
         ),
         Verdict(
-            f"{storage}: time <= {BARE_COPIES}x that of a bare COPY of its vectors",
+            f"export, {storage}: time <= {BARE_COPIES}x that of a bare COPY of its vectors",
             f"{median(ratios):.1f}x ({ratios[0]:.1f} to {ratios[-1]:.1f})",
             median(ratios) <= BARE_COPIES,
         ),
@@ -195,7 +195,7 @@ async def comparing(settings: Settings, collection: Collection) -> Verdict:
             await snapshot.read(None, lambda _: None, reached)
             ratios.append((time.perf_counter() - compared) / (compared - began))
     return Verdict(
-        f"going on: comparing costs <= 1/{COMPARED} of reading",
+        f"export that goes on: comparing costs <= 1/{COMPARED} of reading",
         f"1/{median(ratios):.0f} (1/{min(ratios):.0f} to 1/{max(ratios):.0f})",
         median(ratios) >= COMPARED,
     )
@@ -222,7 +222,7 @@ def memory(options: DatabaseOptions, folder: Path) -> Verdict:
         )
         peaks.append(int(run.stdout) / 1024)
     return Verdict(
-        f"memory: all rows <= {MEMORY}x a quarter of them",
+        f"export, memory: all rows <= {MEMORY}x a quarter of them",
         f"{peaks[1]:.0f} MiB / {peaks[0]:.0f} MiB = {peaks[1] / peaks[0]:.2f}x",
         peaks[1] <= MEMORY * peaks[0],
     )
@@ -248,8 +248,8 @@ async def filled(options: DatabaseOptions) -> list[Collection]:
         await database.close()
 
 
-def main() -> int:
-    """Measure everything and print the table."""
+def measure() -> list[Verdict]:
+    """Export collections of both storages, on a server of their own."""
     verdicts = []
     with schema() as options, tempfile.TemporaryDirectory() as name:
         settings, folder = Settings(database=options), Path(name)
@@ -258,6 +258,12 @@ def main() -> int:
             verdicts += speed(collection.name, measured(settings, collection, folder))
         verdicts.append(asyncio.run(comparing(settings, collections[0])))
         verdicts.append(memory(options, folder))
+    return verdicts
+
+
+def main() -> int:
+    """Measure everything and print the table."""
+    verdicts = measure()
     for line in lines(verdicts, ("reached", "NOT REACHED")):
         sys.stdout.write(line + "\n")
     return 0 if all(verdict.held for verdict in verdicts) else 1

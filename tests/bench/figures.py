@@ -39,6 +39,7 @@ class Seen:
     replayed: list[Run] = field(default_factory=list)
     peers: dict[str, list[Run]] = field(default_factory=dict)
     upserts: list[Stored] = field(default_factory=list)
+    stored: list[Stored] = field(default_factory=list)
     indexed: list[Stored] = field(default_factory=list)
     telemetry_us: list[float] = field(default_factory=list)
     edits: Edits | None = None
@@ -92,6 +93,7 @@ def _cost(seen: Seen) -> Iterator[Verdict]:
 def _store(seen: Seen) -> Iterator[Verdict]:
     for claim, least, stored in (
         ("P3 upserts >= 0.7x COPY of the same rows", 0.7, seen.upserts),
+        ("P3 with look-up, fence and documents' rows", 0, seen.stored),
         ("P3 under HNSW >= 0.9x a bare INSERT loop", 0.9, seen.indexed),
     ):
         if stored:

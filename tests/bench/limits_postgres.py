@@ -1,7 +1,7 @@
 """
 What storing costs alone, and what PostgreSQL takes at most.
 
-`stored` is the worker's own store; `copied` and `inserted` are the bare client on a table like
+`stored` is the worker's own store, `upserted` the part of it that writes chunks; `copied` and `inserted` are the bare client on a table like
 the worker's. Each makes its tables in a schema of its own and drops them. The CPU is this
 process's; the server is busy besides. See `limits`.
 """
@@ -23,7 +23,7 @@ from tests.support.postgres import drop_schema
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
-from worker.adapters.pg_documents import chunk_table
+from worker.adapters.pg_documents import chunk_table, write_chunks
 from worker.adapters.pg_migrations import Migrations
 from worker.adapters.pgvector_format import wire
 from worker.adapters.pgvector_store import PgvectorStore
@@ -67,6 +67,37 @@ async def stored(
                 await put(batch, bought)
     limit.units = sum(map(len, batches[1:]))
     return limit
+
+
+async def upserted(
+    url: str, collection: Collection, what: Sequence[Document], pool: Pool
+) -> Limit:
+    """Upsert the chunks of new documents as the worker's store does, and nothing beside."""
+    async with _tables(url, collection, index=False) as (database, created):
+        table = chunk_table(created.id, created.generation)
+        batches = [
+            [
+                (
+                    changeset.upsert(one.work, created, None, one.digest, one.chunks),
+                    _vectors(one, pool),
+                )
+                for one in batch
+            ]
+            for batch in _batches(what, BATCH_DOCUMENTS)
+        ]
+        with measured(f"upsert, {BATCH_DOCUMENTS} documents a transaction", "row") as limit:
+            for batch in batches:
+                wired = [(change, _wired(vectors, created)) for change, vectors in batch]
+                async with database.transaction() as connection:
+                    await write_chunks(connection, table, wired, copies=True)
+        async with database.connection() as connection:
+            limit.units = await connection.fetchval(f"select count(*) from {table}")
+    return limit
+
+
+def _wired(vectors: dict[ChunkId, Vector], collection: Collection) -> dict[ChunkId, bytes]:
+    wires = wire(list(vectors.values()), collection.dimensions, collection.storage)
+    return dict(zip(vectors, wires, strict=True))
 
 
 def _vectors(document: Document, pool: Pool) -> dict[ChunkId, Vector]:
