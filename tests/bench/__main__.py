@@ -17,7 +17,7 @@ from time import monotonic
 import uvloop
 
 from tests.bench import bulk_load, export, report, workloads
-from tests.bench.alone import stages, upserted_and_copied, under_index
+from tests.bench.alone import stages, under_index, upserted_and_copied
 from tests.bench.figures import Seen, verdicts
 from tests.bench.load import Load, publish
 from tests.bench.measure import Run, work_off
