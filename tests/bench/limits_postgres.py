@@ -2,8 +2,8 @@
 What storing costs alone, and what PostgreSQL takes at most.
 
 `stored` is the worker's own store, `upserted` the part of it that writes chunks; `copied` and
-`inserted` are the bare client on a table like the worker's. Each makes its tables in a schema of
-its own and drops them. The CPU is this process's; the server is busy besides. See `limits`.
+`inserted` are the bare client on a table like the worker's. Each makes its tables in a schema
+of its own and drops them. The CPU is this process's; the server is busy besides. See `limits`.
 """
 
 import asyncio
