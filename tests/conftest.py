@@ -5,6 +5,7 @@ Servers start at their first use, once per run; a run without real tests starts 
 """
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -37,6 +38,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
+# Whoever is started in a script's background inherits that Ctrl-C is ignored, and so would all
+# processes of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CreateTopic = Callable[..., Coroutine[Any, Any, str]]
 Server = TypeVar("Server")

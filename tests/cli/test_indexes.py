@@ -4,7 +4,6 @@ import asyncio
 import signal
 import sys
 from contextlib import asynccontextmanager
-from functools import partial
 
 import asyncpg
 import numpy as np
@@ -234,8 +233,6 @@ async def building(docs: PostgresIndexes, database: Database):
                 *(sys.executable, "-m", "worker", "index", "build", "docs"),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                # Whoever is started in a script's background inherits that it is ignored.
-                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
             one = await PostgresCatalog(database).collection("docs")
             async with asyncio.timeout(60):
