@@ -72,6 +72,30 @@ def test_a_provider_that_is_away_is_no_reason_to_restart():
     live(story)
 
 
+def test_the_age_of_the_oldest_record_in_work_is_told_for_each_partition():
+    async def story(universe):
+        asked = asyncio.get_running_loop().create_future()
+
+        async def script(request):
+            await asked
+
+        universe.embedder.script = script
+        member = universe.start()
+        observation = observe(member)
+        universe.publish(upsert("a"), partition=0)
+        await universe.embedder.in_flight(1)
+        oldest, idle = ("documents", "0"), ("documents", "1")
+        assert observation._oldest() == {oldest: 0, idle: 0}
+        await asyncio.sleep(90)
+        assert observation._oldest() == {oldest: 90, idle: 0}
+        universe.embedder.script = None
+        asked.set_result(None)
+        await universe.settled()
+        assert observation._oldest() == {oldest: 0, idle: 0}
+
+    live(story)
+
+
 def test_a_partition_that_has_records_and_takes_none_is_stuck():
     async def story(universe):
         member = universe.start()

@@ -36,6 +36,7 @@ class Observation:
         self._clock = clock
         self._progress_seconds = progress_seconds
         self._seen: dict[PartitionLife, tuple[int, float]] = {}
+        self._heads: dict[PartitionLife, tuple[int, float]] = {}
 
     def live(self) -> tuple[bool, Mapping[str, Any]]:
         """Tell whether the worker goes on, and what stands still if it does not."""
@@ -94,11 +95,27 @@ class Observation:
         telemetry.observe("assigned_partitions", lambda: len(list(worker.lives)))
         telemetry.observe("paused_partitions", self._paused)
         telemetry.observe("lag", self._lags)
+        telemetry.observe("oldest_in_flight", self._oldest)
         telemetry.observe("vector_cache_hits", lambda: worker.embed.cache.hits)
         telemetry.observe("vector_cache_misses", lambda: worker.embed.cache.misses)
 
     def _paused(self) -> int:
         return sum(life.phase is not Phase.RUNNING for life in self._worker.lives)
+
+    def _oldest(self) -> dict[tuple[str, ...], float]:
+        now = self._clock()
+        heads = {life: self._head(life, now) for life in self._worker.lives}
+        self._heads = heads
+        return {
+            (life.partition.topic, str(life.partition.number)): now - since
+            for life, (_, since) in heads.items()
+        }
+
+    def _head(self, life: PartitionLife, now: float) -> tuple[int, float]:
+        """Return the lowest unsettled offset, and since when it was seen to be that."""
+        offset = life.progress.next_offset
+        before, since = self._heads.get(life, (None, now))
+        return offset, since if before == offset and life.in_flight else now
 
     def _lags(self) -> dict[tuple[str, ...], int]:
         return {

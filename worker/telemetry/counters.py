@@ -59,6 +59,7 @@ class Counters:
         self.pgvector_write_throughput = 0
         self.retries = 0
         self.requeues = 0
+        self.store_errors = 0
         self.commits = 0
         self.fenced = 0
         self.rebalances = 0
