@@ -26,9 +26,9 @@ RUN --mount=type=cache,target=/root/.cache/uv /opt/uv/bin/uv pip install --quiet
     --build-constraints requirements.lock .
 
 FROM build AS build-embeddings
-RUN --mount=type=cache,target=/root/.cache/uv echo wordllama > requirements.embeddings \
-    && /opt/uv/bin/uv pip install --quiet --python /opt/embedfleet/bin/python --require-hashes \
-    --compile-bytecode --requirements requirements.embeddings --constraints requirements.lock
+RUN --mount=type=cache,target=/root/.cache/uv /opt/uv/bin/uv pip install --quiet \
+    --python /opt/embedfleet/bin/python --require-hashes --compile-bytecode \
+    --requirements pyproject.toml --extra embeddings --constraints requirements.lock
 
 FROM ${PYTHON_IMAGE} AS runtime
 ENV PATH=/opt/embedfleet/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
