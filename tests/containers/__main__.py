@@ -32,7 +32,7 @@ PORTS = ("KAFKA_PORT", "POSTGRES_PORT", "EMBEDDINGS_PORT")
 SUITES = "tests/contracts"
 
 NOT_VERIFIED = (
-    "other projects' images, where stand-ins (named above) were used: tags, and all differences",
+    "images of others where stand-ins (named above) were used: their tags, their differences",
     "the profiles observability and ui: their images have no stand-ins here",
     "a build on another processor than this one",
 )
