@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import opentelemetry.metrics
@@ -20,12 +19,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.dead_letter import Reason
 from tests.support.collector import running_collector
+from tests.support.exposition import feed
 from worker.errors import ConfigError
 from worker.telemetry import (
     INSTRUMENTS,
     Buckets,
     Counters,
-    Instrument,
     Kind,
     Telemetry,
     Tracing,
@@ -65,20 +64,6 @@ def samples(telemetry: Telemetry) -> dict[tuple[str, frozenset[tuple[str, str]]]
 
 def sample(telemetry: Telemetry, name: str, **labels: str) -> float | None:
     return samples(telemetry).get((name, frozenset(labels.items())))
-
-
-def feed(telemetry: Telemetry, row: Instrument) -> None:
-    """Let an instrument have one value."""
-    labels = ("x",) * len(row.attributes)
-    counted = getattr(telemetry.counters, row.name, None)
-    if row.kind is Kind.HISTOGRAM:
-        telemetry.record(row.name, 1, *labels)
-    elif isinstance(counted, Buckets):
-        counted.record(1)
-    elif isinstance(counted, Counter):
-        counted[labels] += 1
-    elif counted is None:
-        telemetry.observe(row.name, lambda: {labels: 1})
 
 
 class TestInstruments:
