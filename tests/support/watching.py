@@ -42,6 +42,12 @@ class Selector(NamedTuple):
     metric: str
     matchers: list[tuple[str, str, str]]
 
+    @property
+    def text(self) -> str:
+        """The series that it names, as a query of its own."""
+        written = [f"{label}{how}{json.dumps(value)}" for label, how, value in self.matchers]
+        return f"{self.metric}{{{', '.join(written)}}}"
+
 
 def load(path: Path) -> Any:
     """Return what a YAML file says."""
