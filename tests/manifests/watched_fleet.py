@@ -231,6 +231,8 @@ class Watched:
         )
         session = await self._stack.enter_async_context(aiohttp.ClientSession())
         self.prometheus = Prometheus(url, session)
+        # What is counted before the first scrape has not grown since.
+        await self.fleet.until(partial(self.prometheus.series, 'up{job="embedfleet"} == 1'))
 
     async def found_by_jaeger(self) -> list[Any]:
         """Return the traces of workers that Jaeger has."""
