@@ -94,12 +94,12 @@ async def _of_a_worker() -> list[Verdict]:
 def _checks() -> list[Check]:
     needs: list[tuple[Check, set[str]]] = [
         (_lint, {"promtool"}),
+        (_traces, {"otelcol"}),
+        (_backend, {"otelcol", "jaeger"}),  # it shows the last 1,000 traces
         (_queries, {"prometheus"}),
         (_alerts, {"prometheus"}),
-        (_traces, {"otelcol"}),
         (_metrics_sent, {"otelcol"}),
         (_own_metrics, {"otelcol", "prometheus"}),
-        (_backend, {"otelcol", "jaeger"}),
         (_ends, set()),
     ]
     return [check for check, tool in needs if not tools.missing(*tool)]
