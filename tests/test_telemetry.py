@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import opentelemetry.metrics
@@ -18,13 +17,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from prometheus_client.parser import text_string_to_metric_families
 
+from schemas.dead_letter import Reason
 from tests.support.collector import running_collector
+from tests.support.exposition import feed
 from worker.errors import ConfigError
 from worker.telemetry import (
     INSTRUMENTS,
     Buckets,
     Counters,
-    Instrument,
     Kind,
     Telemetry,
     Tracing,
@@ -66,26 +66,13 @@ def sample(telemetry: Telemetry, name: str, **labels: str) -> float | None:
     return samples(telemetry).get((name, frozenset(labels.items())))
 
 
-def feed(telemetry: Telemetry, row: Instrument) -> None:
-    """Let an instrument have one value."""
-    labels = ("x",) * len(row.attributes)
-    counted = getattr(telemetry.counters, row.name, None)
-    if row.kind is Kind.HISTOGRAM:
-        telemetry.record(row.name, 1, *labels)
-    elif isinstance(counted, Buckets):
-        counted.record(1)
-    elif isinstance(counted, Counter):
-        counted[labels] += 1
-    elif counted is None:
-        telemetry.observe(row.name, lambda: {labels: 1})
-
-
 class TestInstruments:
     def test_every_counter_has_its_row_and_what_others_count_is_not_counted_twice(self) -> None:
         rows = {row.name for row in INSTRUMENTS if row.kind in {Kind.COUNTER, Kind.BUCKETS}}
         counted_elsewhere = {
             "provider_tokens_total",
             "blockers_ended",
+            "store_errors",
             "vector_cache_hits",
             "vector_cache_misses",
         }
@@ -130,6 +117,23 @@ class TestMetrics:
         assert sample(telemetry, name, kind="stored", reason="") == 2
         assert sample(telemetry, name, kind="deadlettered", reason="oversize") == 1
 
+    def test_letters_of_every_reason_are_counted_from_0_on(self, telemetry: Telemetry) -> None:
+        counts = {
+            reason: sample(
+                telemetry, "embedfleet_outcomes_total", kind="deadlettered", reason=reason.value
+            )
+            for reason in Reason
+        }
+        assert counts == dict.fromkeys(Reason, 0)
+
+    def test_memory_and_collections_of_the_process_are_told(self, telemetry: Telemetry) -> None:
+        assert (sample(telemetry, "process_resident_memory_bytes") or 0) > 1e6
+        generations = ("0", "1", "2")
+        assert all(
+            sample(telemetry, "python_gc_collections_total", generation=one) is not None
+            for one in generations
+        )
+
     def test_gauges_are_pulled_and_the_last_callback_wins(self, telemetry: Telemetry) -> None:
         telemetry.observe("queue_depth", lambda: 1)
         telemetry.observe("queue_depth", lambda: 7)
@@ -152,10 +156,12 @@ class TestMetrics:
         assert sample(telemetry, name + "_sum") == pytest.approx(1e9 + 40.26)
 
     def test_requests_to_the_provider_are_timed_by_class(self, telemetry: Telemetry) -> None:
-        for seconds, outcome in ((0.2, "200"), (0.3, "200"), (5.0, "timeout"), (0.1, "429")):
+        outcomes = ((0.2, "200"), (0.3, "200"), (5.0, "timeout"), (0.1, "429"), (0.1, "404"))
+        for seconds, outcome in outcomes:
             telemetry.provider_request(seconds, outcome)
         count = "embedfleet_api_latency_seconds_count"
         assert sample(telemetry, count, status="2xx") == 2
+        assert sample(telemetry, count, status="429") == 1
         assert sample(telemetry, count, status="4xx") == 1
         assert sample(telemetry, count, status="timeout") == 1
         requests = "embedfleet_provider_requests_total"

@@ -16,7 +16,7 @@ from worker.adapters import pg_client
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_migrations import Migrations
 from worker.config import DatabaseOptions
-from worker.errors import ConfigError, StoreUnavailable
+from worker.errors import ConfigError, FencedError, PermanentError, StoreUnavailable
 from worker.ports import Verdict
 
 pytestmark = pytest.mark.real
@@ -80,6 +80,24 @@ async def test_every_connection_has_the_limits_that_are_configured(database) -> 
             async with found.connection() as connection:
                 for name, value in expected.items():
                     assert await connection.fetchval(f"show {name}") == value
+
+
+async def test_what_fails_is_counted_by_what_it_is(database) -> None:
+    async with opened(database) as pool:
+        assert not any(pool.errors.values())
+        for statement, error in (
+            ("select 1 / 0", PermanentError),
+            ("select * from no_such_table", StoreUnavailable),
+            ("select pg_terminate_backend(pg_backend_pid())", StoreUnavailable),
+        ):
+            with pytest.raises(error):
+                async with pool.transaction() as connection:
+                    await connection.execute(statement)
+        with pytest.raises(FencedError):
+            async with pool.transaction():
+                raise FencedError
+        counted = {name: count for name, count in pool.errors.items() if count}
+    assert counted == {"PermanentError": 1, "MissingTable": 1, "StoreUnavailable": 1}
 
 
 async def test_a_statement_that_hangs_is_ended_by_the_server(database) -> None:

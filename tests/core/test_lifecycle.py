@@ -79,8 +79,35 @@ def running(of: Claim | None = None, *, offset: int = 0, works: int = 3) -> Part
     life = PartitionLife(of.partition, assignment=1)
     life.start(of, offset)
     for n in range(offset, offset + works):
-        life.track(upsert("a", offset=n, of=of).record)
+        life.track(upsert("a", offset=n, of=of).record, at=n)
     return life
+
+
+def test_the_oldest_record_is_the_first_that_was_polled_and_has_not_ended():
+    life = running(works=3)
+    assert life.oldest_at == 0
+    life.end_work(upsert("a", offset=1), Stored())
+    assert life.oldest_at == 0
+    life.end_work(upsert("a", offset=0), Stored())
+    assert life.oldest_at == 2
+    life.drain()
+    assert life.oldest_at == 2
+    life.end_work(upsert("a", offset=2), Stored())
+    assert life.oldest_at is None
+
+
+@pytest.mark.parametrize(
+    "stand",
+    [
+        pytest.param(lambda life: life.hold("a flood"), id="held"),
+        pytest.param(lambda life: life.halt("re-created"), id="halted"),
+        pytest.param(lambda life: life.fence(claim()), id="fenced"),
+    ],
+)
+def test_of_a_partition_that_stands_no_record_is_in_work(stand):
+    life = running()
+    stand(life)
+    assert (life.in_flight, life.oldest_at) == (3, None)
 
 
 @pytest.mark.parametrize(("outcome", "completes"), OUTCOMES)
@@ -498,7 +525,7 @@ class Life(RuleBasedStateMachine):
             while tenure.handed_out in self.markers:
                 tenure.handed_out += 1
             work = upsert("a", offset=tenure.handed_out, of=tenure.claim)
-            self.life.track(work.record)
+            self.life.track(work.record, at=tenure.handed_out)
             tenure.tracked.add(tenure.handed_out)
             tenure.handed_out += 1
             self.open.append(work)

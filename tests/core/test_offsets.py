@@ -54,17 +54,17 @@ def test_the_story_in_the_docstring_is_true():
 def test_the_committable_offset_is_the_lowest_that_is_not_settled(steps, committable):
     tracker = OffsetTracker(start=10)
     for method, offset in steps:
-        getattr(tracker, method)(offset)
+        getattr(tracker, method)(offset, *([0] if method == "track" else []))
     assert tracker.committable == committable
 
 
 @pytest.mark.parametrize("offset", [9, 10, 11])
 def test_an_offset_comes_once_and_in_the_order_of_the_log(offset):
     tracker = OffsetTracker(start=10)
-    tracker.track(11)
+    tracker.track(11, at=0)
     tracker.complete(11)
     with pytest.raises(ValueError, match=f"offset {offset} is below 12"):
-        tracker.track(offset)
+        tracker.track(offset, at=0)
     assert (tracker.committable, tracker.tracked) == (12, 1)
 
 
@@ -72,7 +72,7 @@ def test_what_was_handed_out_as_a_gap_is_not_tracked_later():
     tracker = OffsetTracker(start=10)
     tracker.advance(15)
     with pytest.raises(ValueError, match="offset 14 is below 15"):
-        tracker.track(14)
+        tracker.track(14, at=0)
 
 
 class Tracking(RuleBasedStateMachine):
@@ -90,7 +90,7 @@ class Tracking(RuleBasedStateMachine):
     def poll(self, gaps: list[int]) -> None:
         for gap in gaps:
             offset = self.handed_out + gap
-            self.tracker.track(offset)
+            self.tracker.track(offset, at=offset)
             self.tracked.add(offset)
             self.handed_out = offset + 1
 
@@ -119,6 +119,10 @@ class Tracking(RuleBasedStateMachine):
     def is_the_lowest_in_flight_or_the_end_of_what_was_handed_out(self) -> None:
         in_flight = self.tracked - self.settled
         assert self.tracker.committable == min(in_flight, default=self.handed_out)
+
+    @invariant()
+    def the_oldest_is_the_lowest_in_flight(self) -> None:
+        assert self.tracker.oldest_at == min(self.tracked - self.settled, default=None)
 
     @invariant()
     def never_goes_back(self) -> None:

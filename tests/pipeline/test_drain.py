@@ -235,27 +235,6 @@ def test_a_database_that_is_away_holds_the_work():
     live(story)
 
 
-def test_transactions_without_an_answer_are_counted():
-    async def story(universe):
-        from worker.errors import StoreUnavailable
-
-        left = 3
-
-        async def hook(call, moment):
-            nonlocal left
-            if call == "apply" and moment == "before" and left:
-                left -= 1
-                raise StoreUnavailable
-
-        member = universe.start()
-        universe.hook = hook
-        universe.publish(upsert("a"))
-        await universe.settled()
-        assert member.worker.counters.store_errors == 3
-
-    live(story)
-
-
 def test_a_dead_letter_topic_that_fails_holds_its_partition_and_drops_nothing():
     async def story(universe):
         from worker.errors import BrokerUnavailable

@@ -52,6 +52,44 @@ def test_a_held_partition_lags_by_all_that_is_not_settled_and_its_worker_is_read
     live(story, settings=GUARDED)
 
 
+def test_a_partition_that_is_not_polled_is_counted_by_what_it_does():
+    async def story(universe):
+        good(universe, 200)
+        member = universe.start()
+        await universe.settled()
+        paused = observe(member)._paused()
+        assert paused == dict.fromkeys(("claiming", "draining", "fenced", "held", "halted"), 0)
+        malformed(universe, 2000)
+        await phase(member, Phase.HELD)
+        assert observe(member)._paused() == {**paused, "held": 1}
+
+    live(story, settings=GUARDED)
+
+
+def test_the_age_of_the_oldest_record_in_work_grows_until_it_is_settled():
+    async def story(universe):
+        answer = asyncio.get_running_loop().create_future()
+
+        async def script(request):
+            await answer
+
+        universe.embedder.script = script
+        member = universe.start()
+        observation = observe(member)
+        universe.publish(upsert("a"), partition=0)
+        await universe.embedder.in_flight(1)
+        before = observation._ages()
+        await asyncio.sleep(7)
+        after = observation._ages()
+        assert after["documents", "0"] == pytest.approx(before["documents", "0"] + 7)
+        assert after["documents", "1"] == 0
+        answer.set_result(None)
+        await universe.settled()
+        assert observation._ages() == {("documents", "0"): 0, ("documents", "1"): 0}
+
+    live(story)
+
+
 def test_a_provider_that_is_away_is_no_reason_to_restart():
     async def story(universe):
         never = asyncio.get_running_loop().create_future()
@@ -68,30 +106,6 @@ def test_a_provider_that_is_away_is_no_reason_to_restart():
             assert observation.live()[0]
             await asyncio.sleep(30)
         never.cancel()
-
-    live(story)
-
-
-def test_the_age_of_the_oldest_record_in_work_is_told_for_each_partition():
-    async def story(universe):
-        asked = asyncio.get_running_loop().create_future()
-
-        async def script(request):
-            await asked
-
-        universe.embedder.script = script
-        member = universe.start()
-        observation = observe(member)
-        universe.publish(upsert("a"), partition=0)
-        await universe.embedder.in_flight(1)
-        oldest, idle = ("documents", "0"), ("documents", "1")
-        assert observation._oldest() == {oldest: 0, idle: 0}
-        await asyncio.sleep(90)
-        assert observation._oldest() == {oldest: 90, idle: 0}
-        universe.embedder.script = None
-        asked.set_result(None)
-        await universe.settled()
-        assert observation._oldest() == {oldest: 0, idle: 0}
 
     live(story)
 

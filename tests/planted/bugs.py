@@ -70,16 +70,16 @@ def completes_all_that_is_below(patch):
 def waits_for_offsets_that_hold_nothing(patch):
     track, advance = OffsetTracker.track, OffsetTracker.advance
 
-    def fill(self, end):
+    def fill(self, end, at):
         for offset in range(self._next, end):
-            track(self, offset)
+            track(self, offset, at)
 
-    def track_all(self, offset):
-        fill(self, offset)
-        track(self, offset)
+    def track_all(self, offset, at):
+        fill(self, offset, at)
+        track(self, offset, at)
 
     def advance_all(self, next_offset):
-        fill(self, next_offset)
+        fill(self, next_offset, 0)
         advance(self, next_offset)
 
     patch.setattr(OffsetTracker, "track", track_all)

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -74,6 +75,13 @@ class LockNotAvailable(StoreUnavailable):
 
 class MissingTable(StoreUnavailable):
     """A table is gone: most often a collection was dropped, and perhaps made anew."""
+
+
+ERRORS = tuple(
+    one.__name__
+    for one in (StoreUnavailable, LockNotAvailable, MissingTable, PermanentError, ConfigError)
+)
+"""What any error can become here."""
 
 
 def translate(error: Exception) -> WorkerError | None:
@@ -157,9 +165,11 @@ _WORDS: tuple[tuple[tuple[type[Exception], ...], Callable[[Any], WorkerError]], 
 
 
 @contextmanager
-def translated(connection: Connection = None) -> Iterator[None]:
+def translated(
+    connection: Connection = None, errors: Counter[str] | None = None
+) -> Iterator[None]:
     """
-    Raise asyncpg's errors as ours.
+    Raise asyncpg's errors as ours, and count them.
 
     An `InterfaceError` means a lost connection, but where there is one that still works: then
     it is a defect.
@@ -172,6 +182,8 @@ def translated(connection: Connection = None) -> Iterator[None]:
             ours = StoreUnavailable(str(error))
         if ours is None or ours is error:
             raise
+        if errors is not None:
+            errors[type(ours).__name__] += 1
         raise ours from error
 
 
@@ -268,7 +280,7 @@ class Database:
     A pool of connections to one schema.
 
     `history` is an SQL expression that names the server's history: system identifier,
-    timeline and start.
+    timeline and start; `errors` counts what failed, by the class of the error.
     """
 
     def __init__(self, pool: Any, options: DatabaseOptions, history: str) -> None:
@@ -276,6 +288,7 @@ class Database:
         self._acquire_timeout_seconds = options.command_timeout_seconds
         self.options = options
         self.history = history
+        self.errors = Counter(dict.fromkeys(ERRORS, 0))
 
     @classmethod
     async def open(cls, options: DatabaseOptions) -> "Database":
@@ -317,13 +330,13 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Take a connection, and raise what happens on it in our words."""
-        with translated():
+        with translated(errors=self.errors):
             connection = await self._pool.acquire(timeout=self._acquire_timeout_seconds)
         try:
-            with translated(connection):
+            with translated(connection, self.errors):
                 yield connection
         finally:
-            with translated():
+            with translated(errors=self.errors):
                 await self._pool.release(connection)
 
     @asynccontextmanager

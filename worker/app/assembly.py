@@ -153,7 +153,7 @@ def assemble(
         spawn=tasks.spawn,
     )
     decode = Decode(settings.ingest, counters)
-    give_up = GiveUp(dispatch, decode)
+    give_up = GiveUp(dispatch, decode, clock=around.clock)
     one_by_one = OneByOne(marks, dispatch, decode, give_up)
     partitions = Partitions(
         ports.claims,

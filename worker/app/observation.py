@@ -6,6 +6,7 @@ poll loop turns, and no partition that has records to poll stands still. A provi
 database that is away is no reason.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from worker.ports import Clock
 from worker.telemetry import Telemetry
 
 _READY = (Phase.RUNNING, Phase.HELD)
+_PAUSED = (Phase.CLAIMING, Phase.DRAINING, Phase.FENCED, Phase.HELD, Phase.HALTED)
 
 LOOP_LIMIT_SECONDS = 120.0
 """A poll waits through a rebalance: as long as the slowest worker drains."""
@@ -36,7 +38,6 @@ class Observation:
         self._clock = clock
         self._progress_seconds = progress_seconds
         self._seen: dict[PartitionLife, tuple[int, float]] = {}
-        self._heads: dict[PartitionLife, tuple[int, float]] = {}
 
     def live(self) -> tuple[bool, Mapping[str, Any]]:
         """Tell whether the worker goes on, and what stands still if it does not."""
@@ -73,6 +74,7 @@ class Observation:
             "outcomes": {
                 " ".join(filter(None, key)): count
                 for key, count in sorted(worker.counters.outcomes.items())
+                if count
             },
             "partitions": [self._partition(life) for life in worker.lives],
         }
@@ -94,28 +96,23 @@ class Observation:
         telemetry.observe("vector_cache_bytes", lambda: worker.embed.cache.bytes)
         telemetry.observe("assigned_partitions", lambda: len(list(worker.lives)))
         telemetry.observe("paused_partitions", self._paused)
+        telemetry.observe("oldest_in_flight", self._ages)
         telemetry.observe("lag", self._lags)
-        telemetry.observe("oldest_in_flight", self._oldest)
         telemetry.observe("vector_cache_hits", lambda: worker.embed.cache.hits)
         telemetry.observe("vector_cache_misses", lambda: worker.embed.cache.misses)
 
-    def _paused(self) -> int:
-        return sum(life.phase is not Phase.RUNNING for life in self._worker.lives)
+    def _paused(self) -> dict[str, int]:
+        phases = Counter(life.phase for life in self._worker.lives)
+        return {phase.value: phases[phase] for phase in _PAUSED}
 
-    def _oldest(self) -> dict[tuple[str, ...], float]:
+    def _ages(self) -> dict[tuple[str, ...], float]:
         now = self._clock()
-        heads = {life: self._head(life, now) for life in self._worker.lives}
-        self._heads = heads
         return {
-            (life.partition.topic, str(life.partition.number)): now - since
-            for life, (_, since) in heads.items()
+            (life.partition.topic, str(life.partition.number)): (
+                0.0 if life.oldest_at is None else now - life.oldest_at
+            )
+            for life in self._worker.lives
         }
-
-    def _head(self, life: PartitionLife, now: float) -> tuple[int, float]:
-        """Return the lowest unsettled offset, and since when it was seen to be that."""
-        offset = life.progress.next_offset
-        before, since = self._heads.get(life, (None, now))
-        return offset, since if before == offset and life.in_flight else now
 
     def _lags(self) -> dict[tuple[str, ...], int]:
         return {

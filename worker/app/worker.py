@@ -171,6 +171,7 @@ async def _open(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack)
             "database": database.active_connections,
         },
     )
+    telemetry.observe("store_errors", lambda: database.errors)
     claims = PostgresClaims(database)
     telemetry.observe("blockers_ended", lambda: claims.blockers_ended)
     catalog = PostgresCatalog(database)

@@ -74,7 +74,7 @@ class PartitionLife:
         >>> life = PartitionLife(claim().partition, assignment=1)
         >>> life.start(claim(), offset=0)
         >>> work = upsert("a", offset=0)
-        >>> life.track(work.record)
+        >>> life.track(work.record, at=0)
         >>> life.end_work(work, Released())
         >>> life.progress.next_offset
         0
@@ -126,9 +126,9 @@ class PartitionLife:
         """Tell whether this is the claim the partition works under now."""
         return claim == self.claim and self.phase in _OWNING
 
-    def track(self, record: Record) -> None:
-        """Take a polled record in flight."""
-        self._tracker.track(record.position.offset)
+    def track(self, record: Record, at: float) -> None:
+        """Take a record in flight that was polled at this time."""
+        self._tracker.track(record.position.offset, at)
 
     def advance(self, next_offset: int) -> None:
         """Take note that the poll task has tracked everything below this offset."""
@@ -194,6 +194,12 @@ class PartitionLife:
     def in_flight(self) -> int:
         """How many records are tracked and not settled."""
         return self._tracker.in_flight
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the oldest record in flight was polled; a partition that stands has none."""
+        is_working = self.phase in (Phase.RUNNING, Phase.DRAINING)
+        return self._tracker.oldest_at if is_working else None
 
     def has_in_flight(self, offset: int) -> bool:
         """Tell whether a record is tracked and not settled."""

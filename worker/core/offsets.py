@@ -1,7 +1,8 @@
 """
 Which offset of a partition may be committed.
 
-Owns one number per partition, the committable offset: every record below it is settled.
+Owns one number per partition, the committable offset: every record below it is settled; and
+since when each of the others is in flight.
 Tracks only the offsets that were polled, so gaps left by compaction and transaction markers
 need no care. Never commits, never waits, never reads a clock.
 
@@ -17,12 +18,12 @@ class OffsetTracker:
     The in-flight offsets of one assigned partition.
 
         >>> tracker = OffsetTracker(start=10)
-        >>> tracker.track(10), tracker.track(12)
+        >>> tracker.track(10, at=0.5), tracker.track(12, at=0.7)
         (None, None)
         >>> tracker.advance(15)  # 13 and 14 are markers
         >>> tracker.complete(12)
-        >>> tracker.committable
-        10
+        >>> tracker.committable, tracker.oldest_at
+        (10, 0.5)
         >>> tracker.complete(10)
         >>> tracker.committable
         15
@@ -31,16 +32,16 @@ class OffsetTracker:
     def __init__(self, start: int) -> None:
         # An OrderedDict, not a dict: reading the first key of a dict whose head was
         # deleted many times walks the holes.
-        self._in_flight: OrderedDict[int, None] = OrderedDict()
+        self._in_flight: OrderedDict[int, float] = OrderedDict()
         self._next = start
         self.tracked = 0
         self.settled = 0
 
-    def track(self, offset: int) -> None:
-        """Take an offset in flight; offsets come in the order of the log."""
+    def track(self, offset: int, at: float) -> None:
+        """Take an offset in flight at this time; offsets come in the order of the log."""
         if offset < self._next:
             raise ValueError(f"offset {offset} is below {self._next}")
-        self._in_flight[offset] = None
+        self._in_flight[offset] = at
         self._next = offset + 1
         self.tracked += 1
 
@@ -62,6 +63,11 @@ class OffsetTracker:
     def committable(self) -> int:
         """The offset to commit: the lowest that is not settled yet."""
         return next(iter(self._in_flight), self._next)
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the lowest offset in flight was taken, None where none is in flight."""
+        return next(iter(self._in_flight.values()), None)
 
     @property
     def handed_out(self) -> int:

@@ -15,7 +15,7 @@ from worker.core.model import Claim, Position, Record
 from worker.errors import PermanentError, TransientError
 from worker.pipeline.decode import Decode
 from worker.pipeline.dispatch import Dispatch
-from worker.ports import BatchSpan, Source
+from worker.ports import BatchSpan, Clock, Source
 
 log = structlog.get_logger(__name__)
 
@@ -25,9 +25,10 @@ _AGAIN_SECONDS = 0.5
 class GiveUp:
     """What goes on behind a batch that nobody can read."""
 
-    def __init__(self, dispatch: Dispatch, decode: Decode) -> None:
+    def __init__(self, dispatch: Dispatch, decode: Decode, *, clock: Clock) -> None:
         self._dispatch = dispatch
         self._decode = decode
+        self._clock = clock
 
     async def __call__(
         self, life: PartitionLife, source: Source, offset: int, reason: Reason, why: str
@@ -81,6 +82,6 @@ class GiveUp:
             f"offsets {span.first} to {span.last}: a batch of {span.records} record(s), "
             f"{span.size_bytes} bytes, compression {span.codec}: {why}"
         )
-        life.track(record)
+        life.track(record, self._clock())
         self._dispatch.add(self._decode.rejected(life, record, reason, detail))
         life.advance(span.last + 1)

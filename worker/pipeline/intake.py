@@ -110,8 +110,9 @@ class Intake:
             # Its turn was over while it was polled: back to where it stands.
             source.begin(life.assignment, life.partition, life.handed_out)
             return
+        now = self._clock()
         for record in batch.records:
-            life.track(record)
+            life.track(record, now)
             if life.isolation is None:
                 self._dispatch.add(self._decode(life, record))
         life.advance(batch.next_offset)

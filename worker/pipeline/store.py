@@ -12,7 +12,6 @@ from typing import NamedTuple
 from schemas.events import ScopeDeleted
 from worker.config import IngestOptions
 from worker.core.model import ChangeSet, ChunkId, Vector, Work
-from worker.errors import StoreUnavailable
 from worker.pipeline.batcher import Batcher
 from worker.ports import Clock, Spawn, Store, Verdict, Write
 from worker.telemetry import Counters, Tracing
@@ -96,16 +95,9 @@ class Save:
         began = self._clock()
         traceparents = [item.traceparent for item in items]
         with self._tracing.batch_span("store", traceparents, {"documents": len(items)}):
-            verdicts = await self._written([item.write for item in items])
+            verdicts = await self._store.apply([item.write for item in items])
         self._observe("store_latency", self._clock() - began)
         return verdicts
-
-    async def _written(self, writes: list[Write]) -> list[Verdict]:
-        try:
-            return await self._store.apply(writes)
-        except StoreUnavailable:
-            self._counters.store_errors += 1
-            raise
 
     def _count(self, items: list[_Item], verdicts: list[Verdict]) -> None:
         for item, verdict in zip(items, verdicts, strict=True):

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
+from schemas.dead_letter import Reason
 from worker.telemetry.instruments import FRESHNESS_SECONDS, LOOP_LAG_SECONDS
 
 
@@ -49,7 +50,10 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self.outcomes: Counter[tuple[str, str]] = Counter()
+        # From 0 on, or nobody who looks at its increase would see the first letter of a reason.
+        self.outcomes: Counter[tuple[str, str]] = Counter(
+            {("deadlettered", reason.value): 0 for reason in Reason}
+        )
         self.provider_requests_total: Counter[str] = Counter()
         self.freshness = Buckets(FRESHNESS_SECONDS)
         self.event_loop_lag = Buckets(LOOP_LAG_SECONDS)
@@ -59,7 +63,6 @@ class Counters:
         self.pgvector_write_throughput = 0
         self.retries = 0
         self.requeues = 0
-        self.store_errors = 0
         self.commits = 0
         self.fenced = 0
         self.rebalances = 0

@@ -71,7 +71,9 @@ class Telemetry:
 
     def provider_request(self, seconds: float, status: str) -> None:
         """Take note of one request to the provider; what `HttpEmbedder` calls `observe`."""
-        label = f"{status[0]}xx" if status.isdecimal() else status
+        # A full quota is another matter than all else that a 4xx says.
+        is_class = status.isdecimal() and status != "429"
+        label = f"{status[0]}xx" if is_class else status
         self.counters.provider_requests_total[label] += 1
         self._metrics.record("api_latency", seconds, label)
 

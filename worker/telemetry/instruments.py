@@ -83,15 +83,17 @@ INSTRUMENTS: tuple[Instrument, ...] = (
         "topic",
         "partition",
     ),
+    _gauge("assigned_partitions", "{partition}", "Partitions that this worker owns."),
+    _gauge(
+        "paused_partitions", "{partition}", "... of them not polled, by what they do.", "phase"
+    ),
     _gauge(
         "oldest_in_flight",
         "s",
-        "How long the lowest unsettled record of a partition is seen to be in work.",
+        "Age of the oldest record that is polled and not settled; 0: there is none.",
         "topic",
         "partition",
     ),
-    _gauge("assigned_partitions", "{partition}", "Partitions that this worker owns."),
-    _gauge("paused_partitions", "{partition}", "... of them not polled: sick, or held back."),
     _gauge("breaker_open", "1", "1 while the provider is left alone for a model.", "model"),
     _gauge("vector_cache_bytes", "By", "Vectors paid for and not stored yet."),
     Instrument(
@@ -137,14 +139,14 @@ INSTRUMENTS: tuple[Instrument, ...] = (
         "{row}",
         "Rows written; the throughput is the rate of it.",
     ),
-    _counter("provider_requests_total", "{request}", "Requests to the provider.", "status"),
+    _counter(
+        "provider_requests_total",
+        "{request}",
+        "Requests to the provider, by class of the answer; 429 is one of its own.",
+        "status",
+    ),
     _counter("provider_tokens_total", "{token}", "Tokens the provider says it charged."),
     _counter("retries", "{request}", "Requests sent again after a failure."),
-    _counter(
-        "store_errors",
-        "{transaction}",
-        "Write transactions that failed, or of which the outcome is unknown.",
-    ),
     _counter("requeues", "{document}", "Documents put back at the head of their key."),
     _counter("commits", "{commit}", "Offsets committed to Kafka, calls."),
     _counter("rebalances", "{rebalance}", "Assignments received from the group."),
@@ -153,6 +155,9 @@ INSTRUMENTS: tuple[Instrument, ...] = (
         "blockers_ended", "{session}", "Database sessions ended because they held a claim."
     ),
     _counter("fenced", "{write}", "Writes refused because another worker owns the partition."),
+    _counter(
+        "store_errors", "{error}", "What PostgreSQL failed at, refused or left open.", "error"
+    ),
     _counter("poll_errors", "{error}", "Partitions that could not be polled, each time."),
     _counter("nul_replaced", "{character}", "U+0000 in texts and metadata, replaced."),
     _counter("vector_cache_hits", "{chunk}", "Vectors found in the cache: not bought again."),

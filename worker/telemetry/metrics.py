@@ -40,10 +40,11 @@ class Metrics:
     def __init__(self, counters: Counters, resource: Resource, *, otlp: bool) -> None:
         # Imported here: the SDK and its exporters cost every command half a second else.
         from opentelemetry.sdk.metrics import MeterProvider
-        from prometheus_client import CollectorRegistry, ProcessCollector
+        from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
         self._provider = MeterProvider(
             metric_readers=_readers(self._registry, counters, otlp=otlp),
             resource=resource,

@@ -1,0 +1,92 @@
+"""
+The tools that check what users deploy: where they are, what they say, and as servers.
+
+Each is named by a variable, `EMBEDFLEET_` and its name in capitals, or found on PATH. None is
+installed by us.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from tests.support.watching import ROOT
+from tests.support.worker_process import LOOK_SECONDS, PATIENCE_SECONDS
+
+_SAID_CHARACTERS = 120
+_STOP_SECONDS = 10
+
+
+def find(name: str) -> str | None:
+    """Return the path of a tool, None where there is none."""
+    return os.environ.get(f"EMBEDFLEET_{name.upper()}") or shutil.which(name)
+
+
+def missing(*names: str) -> list[str]:
+    """Return those of some tools that are not there."""
+    return [name for name in names if find(name) is None]
+
+
+def run(name: str, *arguments: str | Path, text: str | None = None) -> tuple[bool, str]:
+    """Run a tool that is there to its end: whether it was content, and the end of its words."""
+    tool = find(name)
+    assert tool is not None
+    done = subprocess.run(
+        [tool, *map(str, arguments)], input=text, capture_output=True, text=True, check=False
+    )
+    said = " ".join((done.stdout + done.stderr).replace(f"{ROOT}/", "").split())
+    return done.returncode == 0, said[-_SAID_CHARACTERS:]
+
+
+@asynccontextmanager
+async def serving(
+    name: str, arguments: Sequence[str], log_file: Path, ready_url: str, **environment: str
+) -> AsyncIterator[None]:
+    """Run a tool as a server while the block runs, from when it answers."""
+    tool = find(name)
+    assert tool is not None
+    with log_file.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            tool,
+            *arguments,
+            env=os.environ | environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        await _ready(process, ready_url, log_file)
+        yield
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _end_of(log_file: Path) -> str:
+    return log_file.read_text(encoding="utf-8")[-2000:]
+
+
+async def _ready(process: asyncio.subprocess.Process, url: str, log_file: Path) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS), aiohttp.ClientSession() as session:
+        while True:
+            if process.returncode is not None:
+                raise AssertionError(f"it ended: {_end_of(log_file)}")
+            try:
+                async with session.get(url) as answer:
+                    if answer.ok:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(LOOK_SECONDS)
