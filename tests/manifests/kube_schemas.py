@@ -82,11 +82,14 @@ def _strict(schema: Any) -> Any:
         for name, one in schema.items()
         if not name.startswith("x-kubernetes")
     }
+    if isinstance(fields := schema.get("properties"), dict):
+        # Names, of which some are words of JSON Schema as well.
+        found["properties"] = {name: _strict(one) for name, one in fields.items()}
     if isinstance(found.get("$ref"), str):
         found["$ref"] = found["$ref"].replace("#/definitions", "_definitions.json#/definitions")
     if schema.get("format") == "int-or-string" or schema.get("x-kubernetes-int-or-string"):
         return {"oneOf": [{"type": "string"}, {"type": "integer"}]}
     is_open = "additionalProperties" in found or schema.get(_OPEN)
-    if isinstance(found.get("properties"), dict) and not is_open:
+    if isinstance(fields, dict) and not is_open:
         found["additionalProperties"] = False
     return found

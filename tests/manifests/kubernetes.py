@@ -33,6 +33,7 @@ NOT_VERIFIED: tuple[str, ...] = (
     "pods: no kubelet runs here, so probes, roll-outs and network policies are only described",
     "KEDA and the Prometheus operator at work: their resources are checked, not acted upon",
 )
+_KUBERNETES = kube_schemas.KUBERNETES.partition("@v")[2]
 _NAMESPACE = "embedfleet"
 _RESTRICTED = ("enforce", "warn", "audit")
 _FLAGS = {
@@ -81,7 +82,9 @@ def _by_helm() -> Iterator[Verdict]:
     held, said = tools.run("helm", "lint", "--strict", manifests.CHART)
     yield Verdict("helm lint", said, held)
     for name, flags in {"nothing": [], **_FLAGS}.items():
-        words = [word for flag in flags for word in ("--set", flag)]
+        # One that was built of its module takes Kubernetes to be ancient.
+        words = ["--kube-version", _KUBERNETES]
+        words += [word for flag in flags for word in ("--set", flag)]
         shown = _output("helm", "template", manifests.RELEASE, manifests.CHART, *words)
         changes = manifests.COMPONENTS.get(name, {})
         chosen = manifests.values(**changes)
