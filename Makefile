@@ -5,7 +5,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/embedfleet
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench bench-failures bench-bulk-load bench-peers format schemas lock clean
+.PHONY: help demo test lint coverage chaos chaos-long chaos-bites model mutation bench bench-failures bench-bulk-load bench-peers containers manifests format schemas lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -68,6 +68,12 @@ bench-bulk-load: .venv/installed  ## Measure a load without an index against one
 
 bench-peers: .venv/installed | $(UV)  ## Install whom the benchmark compares with, each apart.
 	UV=$(UV) $(PYTHON) -m tests.bench.peers.registry
+
+containers: .venv/installed  ## Build the images, bring compose up, hurt it; needs Docker and compose v2.
+	$(PYTHON) -m tests.containers
+
+manifests: .venv/installed  ## Try what users deploy with helm, kubectl, promtool, ..., as far as they are here.
+	$(PYTHON) -m tests.manifests
 
 schemas: .venv/installed  ## Write the generated JSON Schema, AsyncAPI and README tables anew.
 	$(PYTHON) -m tests.support.generate

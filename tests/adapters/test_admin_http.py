@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from worker.adapters.admin_http import AdminServer
-from worker.errors import ConfigError
+from worker.errors import ConfigError, StoreUnavailable, WorkerError
 
 
 class Worker:
@@ -18,6 +18,13 @@ class Worker:
         self.live: tuple[bool, dict[str, Any]] = (True, {})
         self.ready: tuple[bool, dict[str, Any]] = (True, {})
         self.state: dict[str, Any] = {"partitions": {"documents/0": {"lag": 3}}}
+
+        self.scale: dict[str, Any] | WorkerError = {"replicas": 3, "reason": "lag"}
+
+    async def advice(self) -> dict[str, Any]:
+        if isinstance(self.scale, WorkerError):
+            raise self.scale
+        return self.scale
 
     async def is_ready(self) -> tuple[bool, dict[str, Any]]:
         return self.ready
@@ -30,6 +37,7 @@ class Worker:
             live=lambda: self.live,
             ready=self.is_ready,
             metrics=lambda: b"# TYPE x counter\nx_total 1.0\n",
+            scale=self.advice,
         )
 
 
@@ -75,6 +83,7 @@ async def test_readiness_may_be_told_without_waiting(worker: Worker) -> None:
         live=lambda: (True, {}),
         ready=lambda: (False, {}),
         metrics=bytes,
+        scale=Worker().advice,
     )
     await server.start()
     async with aiohttp.request("GET", f"http://127.0.0.1:{server.port}/readyz") as response:
@@ -99,10 +108,27 @@ async def test_the_state_is_json_whatever_it_holds(
     assert state["owner"] == str(object)
 
 
+async def test_an_autoscaler_is_told_how_many_workers_there_should_be(
+    client: aiohttp.ClientSession,
+) -> None:
+    async with client.get("/scale") as response:
+        assert response.status == 200
+        assert await response.json() == {"replicas": 3, "reason": "lag"}
+
+
+async def test_an_autoscaler_is_told_that_nobody_knows(
+    worker: Worker, client: aiohttp.ClientSession
+) -> None:
+    worker.scale = StoreUnavailable("the database does not answer")
+    async with client.get("/scale") as response:
+        assert response.status == 503
+        assert (await response.json())["error"] == "the database does not answer"
+
+
 async def test_the_front_page_links_to_the_others(client: aiohttp.ClientSession) -> None:
     async with client.get("/") as response:
         page = await response.text()
-    for path in ("/livez", "/readyz", "/metrics", "/state"):
+    for path in ("/livez", "/readyz", "/metrics", "/state", "/scale"):
         assert f'href="{path}"' in page
 
 

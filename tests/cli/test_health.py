@@ -8,6 +8,10 @@ from worker.adapters.admin_http import AdminServer
 from worker.ops.health import ask
 
 
+async def no_advice():
+    return {}
+
+
 @pytest.fixture
 async def admin():
     """An admin port whose verdict the test sets."""
@@ -19,6 +23,7 @@ async def admin():
         live=lambda: tuple(verdict),
         ready=lambda: tuple(verdict),
         metrics=bytes,
+        scale=no_advice,
     )
     await server.start()
     server.verdict = verdict

@@ -241,6 +241,13 @@ async def test_the_admin_port_says_what_the_worker_does(fleet, document):
     assert document not in metrics
 
 
+async def test_the_admin_port_says_how_many_workers_there_should_be(fleet, document):
+    await publish(fleet, upsert(document, 1, words(document)))
+    (worker,) = fleet.workers
+    status, body = await worker.ask("/scale")
+    assert (status, json.loads(body)) == (200, {"replicas": 1, "reason": "idle"})
+
+
 async def test_in_the_end_the_table_is_the_topic_and_no_text_was_paid_for_twice(fleet):
     await publish(fleet, upsert("last", 1, "the last one"))
     expected = {

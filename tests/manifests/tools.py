@@ -24,7 +24,8 @@ _STOP_SECONDS = 10
 
 def find(name: str) -> str | None:
     """Return the path of a tool, None where there is none."""
-    return os.environ.get(f"EMBEDFLEET_{name.upper()}") or shutil.which(name)
+    variable = "EMBEDFLEET_" + name.upper().replace("-", "_")
+    return os.environ.get(variable) or shutil.which(name)
 
 
 def missing(*names: str) -> list[str]:
@@ -79,7 +80,12 @@ def _end_of(log_file: Path) -> str:
 
 
 async def _ready(process: asyncio.subprocess.Process, url: str, log_file: Path) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS), aiohttp.ClientSession() as session:
+    # Servers of our own on loopback: their certificates are made at their start.
+    connector = aiohttp.TCPConnector(ssl=False)
+    async with (
+        asyncio.timeout(PATIENCE_SECONDS),
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
         while True:
             if process.returncode is not None:
                 raise AssertionError(f"it ended: {_end_of(log_file)}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from schemas import specification
 from schemas.dead_letter import Reason
+from tests.support import manifests
 from worker.cli.setting_names import Setting, all_settings
 from worker.core.dialects import DIALECTS
 from worker.core.failure_class import FailureClass
@@ -169,6 +170,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     ),
     "schemas/json/asyncapi.json": _json(specification.async_api),
     "tests/planted/README.md": planted,
+    **manifests.generated(),
 }
 
 BLOCKS: dict[str, Callable[[], str]] = {

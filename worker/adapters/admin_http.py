@@ -3,7 +3,8 @@ The admin port: is it alive, is it ready, what does it do, what are its numbers.
 
 Owns one small HTTP server, on loopback unless told otherwise; it reads and changes nothing.
 `/livez` fails only where a restart would help; `/readyz` says whether work is being taken.
-Both answer 200 or 503 with the reasons as JSON. Never shows a setting, a text or a secret:
+Both answer 200 or 503 with the reasons as JSON. `/scale` tells an autoscaler how many workers
+there should be, 503 where that cannot be known. Never shows a setting, a text or a secret:
 what is shown is what the callables return.
 """
 
@@ -14,14 +15,14 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from worker.errors import ConfigError
+from worker.errors import ConfigError, WorkerError
 from worker.telemetry import METRICS_CONTENT_TYPE
 
 Verdict = tuple[bool, Mapping[str, Any]]
 """Whether it is well, and the reasons."""
 
 OK, UNAVAILABLE = 200, 503
-PATHS = ("/livez", "/readyz", "/metrics", "/state")
+PATHS = ("/livez", "/readyz", "/metrics", "/state", "/scale")
 CLOSE_SECONDS = 1.0  # a scrape that is under way may end
 
 
@@ -37,6 +38,7 @@ class AdminServer:
         live: Callable[[], Verdict],
         ready: Callable[[], Awaitable[Verdict] | Verdict],
         metrics: Callable[[], bytes],
+        scale: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
         self._host = host
         self._port = port
@@ -44,6 +46,7 @@ class AdminServer:
         self._live = live
         self._ready = ready
         self._metrics = metrics
+        self._scale = scale
         self._runner: web.AppRunner | None = None
 
     @property
@@ -66,6 +69,7 @@ class AdminServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._text)
         app.router.add_get("/state", self._shown)
+        app.router.add_get("/scale", self._scaled)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         try:
@@ -106,6 +110,12 @@ class AdminServer:
 
     async def _shown(self, _: web.Request) -> web.Response:
         return _json(OK, self._state())
+
+    async def _scaled(self, _: web.Request) -> web.Response:
+        try:
+            return _json(OK, await self._scale())
+        except WorkerError as error:
+            return _json(UNAVAILABLE, {"ok": False, "error": str(error)})
 
 
 def _verdict(verdict: Verdict) -> web.Response:

@@ -10,7 +10,7 @@ is.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from worker.core.limits import AdaptiveLimit, RateLimits
 from worker.core.model import Vector
@@ -47,6 +47,7 @@ class LimitedEmbedder:
         # Fair: who came first has the first turn.
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
+        self.held_back_seconds = 0.0
 
     async def embed(self, request: EmbeddingRequest) -> list[Vector]:
         """Return one vector a text, in order; raises what the embedder behind it raises."""
@@ -81,9 +82,17 @@ class LimitedEmbedder:
     async def _begin(self, tokens: int) -> int:
         async with self._turn:
             # Again after each wait: a new limit holds at once, nothing is taken in between.
-            while wait_seconds := self._rates.reserve(tokens, self._clock()):  # noqa: ASYNC110
-                await asyncio.sleep(wait_seconds)
+            while wait_seconds := self._rates.reserve(tokens, self._clock()):
+                await self._wait(asyncio.sleep(wait_seconds), is_for_quota=True)
             while not self._limit.has_room:
                 self._room.clear()
-                await self._room.wait()
+                await self._wait(self._room.wait(), is_for_quota=self._limit.is_narrowed)
             return self._limit.begin()
+
+    async def _wait(self, wait: Awaitable[object], *, is_for_quota: bool) -> None:
+        began = self._clock()
+        try:
+            await wait
+        finally:
+            if is_for_quota:
+                self.held_back_seconds += self._clock() - began

@@ -53,6 +53,11 @@ class Provider:
             max_pause_seconds=breaker.park_hint_seconds,
         )
 
+    @property
+    def held_back_seconds(self) -> float:
+        """How long a request has stood before the provider's quota so far."""
+        return self.embedder.held_back_seconds
+
     def state(self) -> Mapping[str, Any]:
         """Return what is known of each model that was asked for."""
         return {

@@ -10,7 +10,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import cache
@@ -34,6 +34,7 @@ from worker.adapters.pg_ledger import PostgresLedger
 from worker.adapters.pg_poison import PostgresPoisons
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.app.assembly import Ports, Surroundings, Worker, assemble
+from worker.app.fleet_size import scaling
 from worker.app.jobs import check_schema
 from worker.app.observation import Observation
 from worker.app.process import (
@@ -48,6 +49,7 @@ from worker.config import Settings, TelemetryOptions
 from worker.errors import ConfigError, ProviderUnavailable, StoreUnavailable, WrongDimensions
 from worker.ops.index_build import IndexBuild
 from worker.ops.index_upkeep import IndexUpkeep
+from worker.ops.scaling import Scaling
 from worker.ports import Embedder, EmbeddingRequest
 from worker.telemetry import (
     Counters,
@@ -110,7 +112,8 @@ async def work(settings: Settings, stop: asyncio.Event, beside: Beside) -> None:
             progress_seconds=settings.telemetry.progress_seconds,
             provider=opened.provider.state,
         )
-        await _observe(settings.telemetry, worker, observation, telemetry, stack)
+        advice = scaling(settings, worker, opened.database, opened.provider, time.monotonic)
+        await _observe(settings.telemetry, worker, observation, advice, telemetry, stack)
         beside(worker, opened.database, observation)
         spare_the_collector()
         log.info("started", action="started", owner=_owner(), group=settings.kafka.group)
@@ -257,6 +260,7 @@ async def _observe(
     options: TelemetryOptions,
     worker: Worker,
     observation: Observation,
+    advice: Scaling,
     telemetry: Telemetry,
     stack: AsyncExitStack,
 ) -> None:
@@ -264,6 +268,10 @@ async def _observe(
     _watch_loop(options, worker, stack)
     if options.admin_port is None:
         return
+
+    async def scale() -> Mapping[str, Any]:
+        return (await advice())._asdict()
+
     admin = AdminServer(
         options.admin_host,
         options.admin_port,
@@ -271,6 +279,7 @@ async def _observe(
         live=observation.live,
         ready=observation.ready,
         metrics=telemetry.metrics_text,
+        scale=scale,
     )
     await admin.start()
     stack.push_async_callback(admin.close)

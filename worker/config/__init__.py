@@ -338,6 +338,10 @@ class TelemetryOptions:
     stall_seconds: Annotated[
         float, about("A loop silent for longer gets its stack dumped.", gt=0)
     ] = 1.0
+    scale_drain_seconds: Annotated[
+        float,
+        about("`GET /scale` asks for workers that settle what waits within this.", gt=0),
+    ] = 300
     progress_seconds: Annotated[
         float, about("Lag without progress for longer: the consumer is made anew.", gt=0)
     ] = 60

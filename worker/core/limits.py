@@ -76,6 +76,11 @@ class AdaptiveLimit:
         return self._value
 
     @property
+    def is_narrowed(self) -> bool:
+        """Whether the provider's refusals have made it less than what was asked for."""
+        return self._value < self._most
+
+    @property
     def in_flight(self) -> int:
         """How many are under way; after a cut perhaps more than may be."""
         return self._in_flight

@@ -1,0 +1,138 @@
+"""The Kubernetes files are current, hardened, and agree with the worker."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.support import manifests
+from worker.adapters.admin_http import PATHS
+from worker.cli.setting_names import all_settings
+from worker.config import KafkaOptions, TelemetryOptions
+
+VALUES = manifests.values()
+EVERYTHING = [
+    *(one for name in manifests.BASE for one in manifests.rendered(name, VALUES)),
+    *(
+        one
+        for name, changes in manifests.COMPONENTS.items()
+        for one in manifests.rendered(name, manifests.values(**changes))
+    ),
+]
+
+
+def of(kind: str) -> dict[str, Any]:
+    (found,) = [one for one in EVERYTHING if one["kind"] == kind]
+    return found
+
+
+PODS = [of(kind)["spec"]["template"]["spec"] for kind in ("Deployment", "Job")]
+WORKER = PODS[0]["containers"][0]
+
+
+@pytest.mark.parametrize("path", manifests.generated())
+def test_what_is_rendered_is_current(path: str) -> None:
+    found = (manifests.ROOT / path).read_text(encoding="utf-8")
+    assert found == manifests.generated()[path](), "run `make schemas`"
+
+
+@pytest.mark.parametrize("name", manifests.COMPONENTS)
+def test_what_needs_foreign_kinds_is_off_by_default(name: str) -> None:
+    assert manifests.rendered(name, VALUES) == []
+
+
+@pytest.mark.parametrize("pod", PODS, ids=["workers", "migrate"])
+def test_pods_are_restricted(pod: dict[str, Any]) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+
+
+def test_settings_are_those_of_the_worker() -> None:
+    known = {one.variable for one in all_settings().values()}
+    names = {name for name in of_configuration() if name.startswith("EMBEDFLEET_")}
+    assert names <= known
+
+
+def of_configuration() -> dict[str, str]:
+    first, second = [one["data"] for one in EVERYTHING if one["kind"] == "ConfigMap"]
+    assert first == second
+    return first
+
+
+def test_secrets_come_by_reference_to_where_the_settings_look() -> None:
+    names = {one["name"] for one in WORKER["env"]}
+    settings = of_configuration()
+    assert names == {
+        settings["EMBEDFLEET_DATABASE_PASSWORD_VARIABLE"],
+        settings["EMBEDFLEET_EMBEDDING_API_KEY_VARIABLE"],
+    }
+    assert all("secretKeyRef" in one["valueFrom"] for one in WORKER["env"])
+    assert not [one for one in EVERYTHING if one["kind"] == "Secret"]
+    assert not any(re.search(r"//[^/@]+:[^/@]+@", value) for value in settings.values())
+
+
+def test_probes_ask_the_admin_port() -> None:
+    (port,) = WORKER["ports"]
+    assert port["containerPort"] == TelemetryOptions().admin_port
+    probes = {name: WORKER[f"{name}Probe"] for name in ("liveness", "readiness", "startup")}
+    paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
+    assert paths == {"liveness": "/livez", "readiness": "/readyz", "startup": "/livez"}
+    assert {probe["httpGet"]["port"] for probe in probes.values()} == {port["name"]}
+    assert set(paths.values()) <= set(PATHS)
+
+
+def test_a_worker_has_more_time_to_stop_than_it_takes_to_drain() -> None:
+    assert PODS[0]["terminationGracePeriodSeconds"] > KafkaOptions().drain_seconds + 10
+
+
+def test_everything_that_selects_pods_selects_the_workers() -> None:
+    labels = of("Deployment")["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        of("Deployment")["spec"]["selector"]["matchLabels"],
+        of("Service")["spec"]["selector"],
+        of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        of("PodMonitor")["spec"]["selector"]["matchLabels"],
+        of("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        *(one["labelSelector"]["matchLabels"] for one in PODS[0]["topologySpreadConstraints"]),
+    ):
+        assert selector.items() <= labels.items()
+    # The migrations' pods are no workers.
+    job = of("Job")["spec"]["template"]["metadata"]["labels"]
+    assert not of("Service")["spec"]["selector"].items() <= job.items()
+
+
+def test_migrations_come_before_the_workers() -> None:
+    annotations = of("Job")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
+    assert PODS[1]["containers"][0]["args"] == ["migrate", "up"]
+
+
+def test_what_scales_stays_within_the_partitions() -> None:
+    scaled = [one["spec"] for one in EVERYTHING if one["kind"] == "ScaledObject"]
+    assert len(scaled) == 2
+    for spec in scaled:
+        assert spec["maxReplicaCount"] == VALUES["partitions"]
+        assert spec["scaleTargetRef"] == {"name": of("Deployment")["metadata"]["name"]}
+    by_advice, by_lag = (spec["triggers"][0] for spec in scaled)
+    assert by_advice["metadata"]["url"].endswith(
+        f":{WORKER['ports'][0]['containerPort']}/scale"
+    )
+    assert by_advice["metadata"]["valueLocation"] == "replicas"
+    settings = of_configuration()
+    assert by_lag["metadata"]["consumerGroup"] == settings["EMBEDFLEET_KAFKA_GROUP"]
+    assert by_lag["metadata"]["topic"] == settings["EMBEDFLEET_KAFKA_TOPICS"]
+    assert all(isinstance(value, str) for value in by_lag["metadata"].values())
+
+
+def test_the_rules_are_those_of_prometheus() -> None:
+    assert of("PrometheusRule")["spec"] == manifests.yaml.safe_load(
+        manifests.ALERTS.read_text(encoding="utf-8")
+    )

@@ -1,0 +1,79 @@
+"""
+How many workers a fleet needs: one rule over what one worker sees of all of it.
+
+Owns no state and reads no clock. The answer is about the fleet, so all workers give about the
+same one, and an autoscaler may ask any of them.
+"""
+
+from math import ceil
+from typing import Literal, NamedTuple
+
+Reason = Literal["lag", "quota_bound", "idle", "breaker_open", "partition_bound"]
+
+BUSY_SHARE = 0.5
+"""Below this share of its places in use one worker of the fleet can be spared."""
+
+
+class Load(NamedTuple):
+    """
+    A fleet over a while.
+
+    `arriving` and `settled` are records a second, `lag` records that are not settled.
+    `busy_share` is how much of what the asked worker may do at once it does; `is_open` and
+    `is_quota_bound` are its own too: the provider is one for all.
+    """
+
+    workers: int
+    partitions: int
+    lag: int
+    arriving: float
+    settled: float
+    busy_share: float
+    is_open: bool = False
+    is_quota_bound: bool = False
+
+
+class Advice(NamedTuple):
+    """How many workers there should be, and why."""
+
+    replicas: int
+    reason: Reason
+
+
+def advise(load: Load, drain_seconds: float) -> Advice:
+    """
+    Return how many workers settle what waits within `drain_seconds`, beside what arrives.
+
+    Never more than there are partitions, never fewer than one. A fleet that a breaker or the
+    provider's quota holds back stays as it is: more workers would only be refused more often.
+    One that keeps up is made smaller by one worker at a time, as its rate says nothing about
+    what it could do.
+
+        >>> advise(Load(2, 12, 6_000, 10.0, 20.0, 1.0), drain_seconds=300)
+        Advice(replicas=3, reason='lag')
+    """
+    workers = max(1, load.workers)
+    if load.is_open:
+        return Advice(workers, "breaker_open")
+    if load.lag <= load.settled * drain_seconds and load.arriving <= load.settled:
+        return _spared(load, workers)
+    if load.is_quota_bound:
+        return Advice(workers, "quota_bound")
+    if load.settled <= 0:
+        wanted = workers  # nothing is known of what a worker does
+    else:
+        needed = load.arriving + load.lag / drain_seconds
+        wanted = max(workers, ceil(workers * needed / load.settled))
+    if wanted > load.partitions:
+        return Advice(max(1, load.partitions), "partition_bound")
+    return Advice(wanted, "lag")
+
+
+def _spared(load: Load, workers: int) -> Advice:
+    if load.lag == 0 and load.arriving == 0:
+        return Advice(1, "idle")
+    if workers > 1 and load.busy_share * workers / (workers - 1) < BUSY_SHARE:
+        return Advice(min(workers - 1, max(1, load.partitions)), "idle")
+    if workers > load.partitions:
+        return Advice(max(1, load.partitions), "partition_bound")
+    return Advice(workers, "lag")
