@@ -7,6 +7,7 @@ Needs no tool but Python; `make manifests` runs the queries on a real Prometheus
 import re
 from collections import Counter
 from itertools import combinations
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -205,6 +206,22 @@ class TestFiles:
         assert jobs["otel-collector"]["static_configs"] == [
             {"targets": ["otel-collector:8888"]}
         ]
+
+    def test_compose_mounts_each_file_where_its_reader_looks_for_it(self):
+        services = watching.load(watching.COMPOSE)["services"]
+        mounts = {
+            target: watching.COMPOSE.parent / source
+            for name in ("otel-collector", "prometheus", "grafana")
+            for source, target, *_ in (one.split(":") for one in services[name]["volumes"])
+            if source.startswith("./")
+        }
+        assert all(source.exists() for source in mounts.values())
+        (config,) = [place for place, source in mounts.items() if source == watching.PROMETHEUS]
+        (rules,) = watching.load(watching.PROMETHEUS)["rule_files"]
+        assert mounts[str(PurePosixPath(config).parent / rules)] == watching.ALERTS
+        assert mounts["/var/lib/grafana/dashboards"] == watching.DASHBOARD.parent
+        assert mounts["/etc/grafana/provisioning"] == watching.GRAFANA / "provisioning"
+        assert watching.COLLECTOR in mounts.values()
 
     def test_alerts_about_missing_workers_name_the_job_that_is_scraped(self):
         jobs = {job["job_name"] for job in watching.load(watching.PROMETHEUS)["scrape_configs"]}

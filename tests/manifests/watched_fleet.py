@@ -195,12 +195,14 @@ class Watched:
         )
 
     def _environment(self) -> dict[str, str]:
-        named = {"EMBEDFLEET_TELEMETRY_ADMIN_PORT": self.ports.port("worker")}
+        named = {
+            "EMBEDFLEET_TELEMETRY_ADMIN_PORT": self.ports.port("worker"),
+            "OTEL_SDK_DISABLED": "false",
+        }
         self.ports.free()
         if not tools.find("otelcol"):
             return named
         return named | {
-            "OTEL_SDK_DISABLED": "false",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.ports.at('otlp-http')}",
             "OTEL_METRIC_EXPORT_INTERVAL": "500",
             "OTEL_BSP_SCHEDULE_DELAY": "200",

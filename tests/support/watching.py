@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "compose" / "compose.yaml"
 FOLDER = ROOT / "compose" / "observability"
 ALERTS = FOLDER / "alerts.yaml"
 PROMETHEUS = FOLDER / "prometheus.yaml"
