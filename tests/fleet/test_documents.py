@@ -242,7 +242,7 @@ async def test_the_admin_port_says_what_the_worker_does(fleet, document):
 
 
 async def test_the_admin_port_says_how_many_workers_there_should_be(fleet, document):
-    await publish(fleet, upsert(document, 1, words(document)))
+    await publish(fleet, upsert(document, 1, words(document, "scaled")))
     (worker,) = fleet.workers
     status, body = await worker.ask("/scale")
     assert (status, json.loads(body)) == (200, {"replicas": 1, "reason": "idle"})
