@@ -139,7 +139,7 @@ def events(version: int) -> str:
     return "".join(
         json.dumps(
             {
-                "type": "document.upserted",
+                "type": "upsert",
                 "tenant": "acme",
                 "collection": "docs",
                 "id": f"document-{number}",
