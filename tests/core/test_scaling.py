@@ -67,6 +67,10 @@ CASES = [
     ),
     Case("three are enough", KEEPS_UP._replace(busy_share=0.37), Advice(3, "idle")),
     Case("three are just not enough", KEEPS_UP._replace(busy_share=0.375), Advice(4, "lag")),
+    Case(
+        "one of two is enough", KEEPS_UP._replace(workers=2, busy_share=0.1), Advice(1, "idle")
+    ),
+    Case("a little is settled", BEHIND._replace(settled=0.5), Advice(12, "partition_bound")),
     Case("one is always there", KEEPS_UP._replace(workers=1, busy_share=0.0), Advice(1, "lag")),
     Case("a worker too many", KEEPS_UP._replace(partitions=3), Advice(3, "partition_bound")),
     Case("two too many", KEEPS_UP._replace(partitions=2, busy_share=0.1), Advice(2, "idle")),

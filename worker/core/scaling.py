@@ -63,7 +63,9 @@ def advise(load: Load, drain_seconds: float) -> Advice:
         wanted = workers  # nothing is known of what a worker does
     else:
         needed = load.arriving + load.lag / drain_seconds
-        wanted = max(workers, ceil(workers * needed / load.settled))
+        # More than partitions are too many, however many.
+        most = max(workers, load.partitions + 1)
+        wanted = max(workers, ceil(min(most, workers * needed / load.settled)))
     if wanted > load.partitions:
         return Advice(max(1, load.partitions), "partition_bound")
     return Advice(wanted, "lag")
