@@ -80,7 +80,10 @@ class _Line(Generic[In, Out]):
                 turns.append(turn)
 
     def add(self, tenant: Hashable, call: Call[In, Out]) -> None:
-        self._calls.setdefault(tenant, deque()).append(call)
+        calls = self._calls.get(tenant)
+        if calls is None:
+            calls = self._calls[tenant] = deque()
+        calls.append(call)
 
     def pop(self) -> Call[In, Out]:
         tenant, calls = self._calls.popitem(last=False)
@@ -144,8 +147,11 @@ class Batcher(Generic[In, Out]):
     def put(self, item: In) -> Call[In, Out]:
         """Queue an item; its answer comes to `call.answer`."""
         loop = asyncio.get_running_loop()
-        call = Call[In, Out](item, loop.create_future())
-        line = self._waiting.setdefault(self._group(item), _Line())
+        call: Call[In, Out] = Call(item, loop.create_future())
+        group = self._group(item)
+        line = self._waiting.get(group)
+        if line is None:
+            line = self._waiting[group] = _Line()
         line.add(self._tenant(item), call)
         self._schedule(loop)
         return call

@@ -77,7 +77,8 @@ class Dispatch:
     def pump(self) -> None:
         """Start what may be started, and say whether there is room for more."""
         # Those that only wait hold no place: they would hold up all others.
-        while len(self._tasks) - self.patient < self._max_in_flight:
+        most = self._max_in_flight
+        while len(self._tasks) < most or len(self._tasks) - self.patient < most:
             work = self.scheduler.take()
             if work is None:
                 break

@@ -8,7 +8,6 @@ Never settles, never commits.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -93,7 +92,7 @@ class Ingest:
         """
         if isinstance(work.event, Rejected):
             return DeadLettered(work.event.reason, work.event.detail, "decode")
-        answers = self._embed.answers.copy()
+        answers = dict(self._embed.answers)
         try:
             async with asyncio.timeout(self._document_timeout_seconds) as deadline:
                 return await self._write(work, deadline)
@@ -114,13 +113,13 @@ class Ingest:
             log.exception("internal error", action="internal_error", position=work.position)
             return DeadLettered(Reason.INTERNAL_ERROR, type(error).__name__, "ingest")
 
-    def _timed_out(self, work: Work, before: Counter[str]) -> DeadLettered | None:
+    def _timed_out(self, work: Work, before: dict[str, int]) -> DeadLettered | None:
         # While the provider answers nobody for its model, a pass costs the document nothing.
         answers, model = self._embed.answers, self._prepare.model_of(work)
         if model is None:
-            was_answered = answers.total() > before.total()
+            was_answered = answers.total() > sum(before.values())
         else:
-            was_answered = answers[model] > before[model]
+            was_answered = answers[model] > before.get(model, 0)
         work.passes += was_answered
         if work.passes < _MAX_PASSES:
             return None

@@ -25,6 +25,7 @@ class _Item(NamedTuple):
     write: Write
     group: Hashable
     traceparent: str | None
+    size: int
 
 
 class Save:
@@ -79,7 +80,7 @@ class Save:
         self._alone += alone
         group = self._alone if alone else 0
         write = Write(change, work.claim, vectors)
-        return await self._batcher.submit(_Item(write, group, work.traceparent))
+        return await self._batcher.submit(_Item(write, group, work.traceparent, _bytes(write)))
 
     async def scope(self, work: Work) -> Verdict:
         """Delete what a scope reaches."""
@@ -108,7 +109,7 @@ class Save:
 
     def _take(self, items: Iterable[_Item]) -> int:
         return _fitting(
-            (_bytes(item.write) for item in items),
+            (item.size for item in items),
             self._options.store_batch_documents,
             self._options.store_batch_bytes,
         )
