@@ -256,7 +256,7 @@ def drained(stack: Stack) -> Iterator[Verdict]:
     began = time.monotonic()
     _run(["docker", "stop", "--time", str(GRACE_SECONDS), worker])
     seconds, code = time.monotonic() - began, inspected(worker)["State"]["ExitCode"]
-    log = _run(["docker", "logs", worker])
+    log = stack.compose("logs", "--no-log-prefix", "worker")
     yield Verdict(
         "SIGTERM drains: exit 0 within the time of grace",
         f"exit {code} after {seconds:.1f} s",

@@ -10,7 +10,7 @@ from uuid import uuid4
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from tests.support.servers import local_image, open_folder
+from tests.support.servers import container_host, local_image, open_folder
 from worker.embedded.kafka import EmbeddedKafka
 from worker.embedded.ports import ReservedPort
 
@@ -53,7 +53,7 @@ def _container(image: str) -> Iterator[str]:
     reserved = ReservedPort()
     port = reserved.number
     container = DockerContainer(image).with_bind_ports(port, port)
-    host = container.get_container_host_ip()
+    host = container_host()
     settings = {
         "NODE_ID": "1",
         "PROCESS_ROLES": "broker,controller",

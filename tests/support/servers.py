@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ def local_image(repository: str) -> Images:
 
 def _tags(client: Any, repository: str) -> list[str]:
     return sorted(tag for image in client.images.list(repository) for tag in image.tags)
+
+
+def container_host() -> str:
+    """Return where published ports of a container will be reached, before it is started."""
+    from testcontainers.core.config import ConnectionMode
+    from testcontainers.core.docker_client import DockerClient
+
+    client = DockerClient()
+    if client.get_connection_mode() is ConnectionMode.docker_host:
+        return client.host()
+    # We are in a container ourselves: by the gateway of the network that it will be in.
+    (network, *_) = client.client.networks.get("bridge").attrs["IPAM"]["Config"]
+    return network.get("Gateway") or str(ip_network(network["Subnet"])[1])
 
 
 def _docker_client() -> Any:
