@@ -53,3 +53,36 @@ def test_a_hint_pauses_all_but_one_that_parks_its_model_alone(hint, pause):
         assert await seconds_of(embedder, "two") == pytest.approx(pause)
 
     run(story())
+
+
+def test_what_stands_before_a_quota_is_counted():
+    async def story():
+        embedder = limited(MemoryEmbedder(), RateLimits(60, None))
+        for _ in range(5):
+            await seconds_of(embedder)
+        assert embedder.held_back_seconds == pytest.approx(4, abs=0.1)
+
+    run(story())
+
+
+@pytest.mark.parametrize("is_throttled", [False, True])
+def test_what_waits_for_room_is_held_back_only_where_the_provider_made_it_narrow(is_throttled):
+    async def story():
+        async def slow(request):
+            await asyncio.sleep(10)
+
+        async def throttle(request):
+            raise RateLimited(status=429, retry_after_seconds=0)
+
+        memory = MemoryEmbedder(script=throttle)
+        embedder = limited(memory, RateLimits(None, None))
+        if is_throttled:
+            with pytest.raises(RateLimited):
+                await seconds_of(embedder)
+        memory.script = slow
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(5):
+                tasks.create_task(seconds_of(embedder))
+        assert embedder.held_back_seconds == pytest.approx(10 if is_throttled else 0)
+
+    run(story())
