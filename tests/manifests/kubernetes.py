@@ -34,7 +34,6 @@ NOT_VERIFIED: tuple[str, ...] = (
     "KEDA and the Prometheus operator at work: their resources are checked, not acted upon",
 )
 _KUBERNETES = kube_schemas.KUBERNETES.partition("@v")[2]
-_NAMESPACE = "embedfleet"
 _RESTRICTED = ("enforce", "warn", "audit")
 _FLAGS = {
     name: [f"{section}.{key}=true" for section, keys in changes.items() for key in keys]
@@ -83,7 +82,7 @@ def _by_helm() -> Iterator[Verdict]:
     yield Verdict("helm lint", said, held)
     for name, flags in {"nothing": [], **_FLAGS}.items():
         # One that was built of its module takes Kubernetes to be ancient.
-        words = ["--kube-version", _KUBERNETES]
+        words = ["--kube-version", _KUBERNETES, "--namespace", manifests.NAMESPACE]
         words += [word for flag in flags for word in ("--set", flag)]
         shown = _output("helm", "template", manifests.RELEASE, manifests.CHART, *words)
         changes = manifests.COMPONENTS.get(name, {})
@@ -148,15 +147,23 @@ async def _on_a_server(folder: Path, everything: Path) -> list[Verdict]:
         if tools.find("go"):
             for path in kube_schemas.crds(folder):
                 await asyncio.to_thread(_output, *kubectl, "apply", "--server-side", "-f", path)
-        await asyncio.to_thread(_output, *kubectl, "create", "namespace", _NAMESPACE)
+        await asyncio.to_thread(_output, *kubectl, "create", "namespace", manifests.NAMESPACE)
         labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in _RESTRICTED]
-        await asyncio.to_thread(_output, *kubectl, "label", "namespace", _NAMESPACE, *labels)
+        await asyncio.to_thread(
+            _output, *kubectl, "label", "namespace", manifests.NAMESPACE, *labels
+        )
         done = await asyncio.to_thread(
             subprocess.run,
             [
                 tools.find("kubectl") or "",
                 *map(str, kubectl[1:]),
-                *("--namespace", _NAMESPACE, "apply", "--server-side", "--dry-run=server"),
+                *(
+                    "--namespace",
+                    manifests.NAMESPACE,
+                    "apply",
+                    "--server-side",
+                    "--dry-run=server",
+                ),
                 *("-f", str(everything)),
             ],
             capture_output=True,

@@ -19,6 +19,7 @@ FOLDER = ROOT / "compose" / "kubernetes"
 CHART = FOLDER / "chart"
 ALERTS = ROOT / "compose" / "observability" / "alerts.yaml"
 RELEASE = "embedfleet"
+NAMESPACE = "embedfleet"
 
 BASE = ("configuration", "migrate", "workers", "network")
 """Templates that everybody needs."""
@@ -54,6 +55,8 @@ def _evaluated(expression: str, chosen: dict[str, Any]) -> str:
     subject, *pipes = expression.split(" | ")
     if subject == ".Release.Name":
         found: Any = RELEASE
+    elif subject == ".Release.Namespace":
+        found = NAMESPACE
     elif subject.startswith(".Values."):
         found = _value(chosen, subject.removeprefix(".Values."))
     else:
