@@ -1,5 +1,6 @@
 """Every error of asyncpg has a meaning in our words, or is known to be a defect."""
 
+import asyncio
 import ssl
 
 import asyncpg
@@ -199,3 +200,12 @@ def test_a_connection_that_was_ended_between_two_statements_is_an_outage():
         raise asyncpg.InternalClientError(said)
     with pytest.raises(asyncpg.InternalClientError), translated():
         raise asyncpg.InternalClientError("no binary format encoder for type vector")
+
+
+def test_an_url_without_a_user_is_refused_where_the_own_user_is_a_number_only(monkeypatch):
+    """As in a container: asyncpg lets Python's KeyError pass."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "PGUSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    with pytest.raises(ConfigError, match="names no user"), translated():
+        asyncio.run(asyncpg.connect("postgresql://127.0.0.1:1/search"))

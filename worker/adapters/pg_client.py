@@ -67,6 +67,8 @@ where e.extname = 'vector'
 # What asyncpg 0.32 says where a server's farewell has arrived between two statements and the
 # next one is sent before the connection is seen to be closed.
 _CUT_OFF = "cannot switch to state"
+# What it lets pass of Python where the URL names no user and this one is a number only.
+_NAMELESS = "getpwuid"
 
 
 class LockNotAvailable(StoreUnavailable):
@@ -90,6 +92,8 @@ def translate(error: Exception) -> WorkerError | None:
         return error
     if isinstance(error, asyncpg.InternalClientError) and _CUT_OFF in str(error):
         return StoreUnavailable("PostgreSQL has ended the connection")
+    if isinstance(error, KeyError) and _NAMELESS in str(error):
+        return ConfigError("database.url names no user, and who runs this has no name either")
     for classes, ours in _WORDS:
         if isinstance(error, classes):
             return ours(error)

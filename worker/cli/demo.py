@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from worker.cli.interrupts import end_as_by_an_interrupt
 from worker.cli.parameters import option, switch
 
 DataDir = Annotated[Path | None, option("Keep the data in this folder.")]
@@ -28,18 +29,8 @@ def demo(
     from worker.app.demo import demo as run_demo
     from worker.cli.dead_letter_output import explained
 
-    _end_as_by_an_interrupt(signal.SIGTERM, signal.SIGHUP)
+    # Ctrl-C itself never is ignored, though a shell starts what it sends to its background so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_as_by_an_interrupt(signal.SIGTERM, signal.SIGHUP)
     options = DemoOptions(data_dir=data_dir, keep_running=keep_running, jars=jars, kafka=kafka)
     return asyncio.run(run_demo(options, partial(explained, value=False)))
-
-
-def _end_as_by_an_interrupt(*signals: signal.Signals) -> None:
-    """
-    Let these signals end the command as Ctrl-C does, but for one that is ignored.
-
-    Ctrl-C itself never is, though a shell starts what it sends to its background so.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for one in signals:
-        if signal.getsignal(one) is not signal.SIG_IGN:
-            signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -2,8 +2,8 @@
 The command line: which commands there are, and how every one of them ends.
 
 Owns the exit codes: 0 all is well, 1 something was found wrong, 2 wrong usage, configuration
-or nobody to reach, 130 after Ctrl-C, 141 when the reader of a pipe has left. A user's mistake
-is one sentence on stderr, never a traceback; a defect of ours is a traceback.
+or nobody to reach, 130 after Ctrl-C or SIGTERM, 141 when the reader of a pipe has left. A
+user's mistake is one sentence on stderr, never a traceback; a defect of ours is a traceback.
 """
 
 import contextlib
@@ -21,10 +21,11 @@ from cyclopts.exceptions import UnusedCliTokensError
 
 from worker.cli.commands import add_commands
 from worker.cli.configuration import Sources
+from worker.cli.interrupts import INTERRUPTED
 from worker.cli.output import say
 from worker.errors import TransientError, WorkerError
 
-OK, FOUND, REFUSED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+OK, FOUND, REFUSED, PIPE_CLOSED = 0, 1, 2, 141
 
 OPTIONS = Group("Options", sort_key=9)
 ConfigFlag = Annotated[
