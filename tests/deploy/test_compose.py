@@ -48,6 +48,8 @@ def test_every_service_has_a_profile_a_limit_and_no_public_port(service: str) ->
     assert found["profiles"][0] in {"core", "observability", "ui"}
     assert found["mem_limit"]
     assert found["security_opt"] == ["no-new-privileges:true"]
+    assert found["cap_drop"] == ["ALL"]
+    assert service == "postgres" or "cap_add" not in found
     for port in found.get("ports", []):
         assert port.startswith("127.0.0.1:")
 
@@ -74,6 +76,7 @@ def test_workers_begin_when_what_they_need_is_there() -> None:
     }
     for service in ("kafka", "postgres"):
         assert SERVICES[service]["healthcheck"]["test"]
+        assert SERVICES[service]["stop_grace_period"] == "1m"
 
 
 def test_every_setting_is_one_of_the_worker() -> None:
@@ -83,14 +86,22 @@ def test_every_setting_is_one_of_the_worker() -> None:
         assert {name for name in names if name.startswith("EMBEDFLEET_")} <= known
 
 
-def test_eight_workers_leave_connections_to_others() -> None:
+def test_a_worker_for_each_partition_leaves_connections_to_others() -> None:
     worker = SERVICES["worker"]["environment"]
+    topics = SERVICES["topics"]["command"]
+    partitions = int(topics[topics.index("--partitions") + 1])
     (most,) = (
         int(one.removeprefix("-cmax_connections="))
         for one in SERVICES["postgres"]["command"]
         if one.startswith("-cmax_connections=")
     )
-    assert 4 * int(worker["EMBEDFLEET_DATABASE_POOL_MAX"]) + 20 <= most
+    assert partitions * int(worker["EMBEDFLEET_DATABASE_POOL_MAX"]) + 20 <= most
+
+
+def test_two_indexes_can_be_built_at_once_in_the_shared_memory() -> None:
+    most = int(SERVICES["worker"]["environment"]["EMBEDFLEET_INDEX_MAX_MEMORY_BYTES"])
+    shared = int(SERVICES["postgres"]["shm_size"].removesuffix("gb")) * 1024**3
+    assert 2 * most < shared
 
 
 def test_the_collection_has_a_model_that_the_embedding_server_knows() -> None:
@@ -114,6 +125,8 @@ def test_no_secret_is_in_a_file() -> None:
         assert value == "", name
     for found in re.findall(r"PASSWORD: (.+)", TEXT):
         assert found.startswith("${POSTGRES_PASSWORD:?")
+    # Grafana has an administrator whose password everybody knows.
+    assert SERVICES["grafana"]["environment"]["GF_AUTH_BASIC_ENABLED"] == "false"
     assert "/compose/.env" in (ROOT / ".gitignore").read_text(encoding="utf-8")
 
 

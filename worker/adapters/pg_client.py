@@ -67,8 +67,6 @@ where e.extname = 'vector'
 # What asyncpg 0.32 says where a server's farewell has arrived between two statements and the
 # next one is sent before the connection is seen to be closed.
 _CUT_OFF = "cannot switch to state"
-# What it lets pass of Python where the URL names no user and this one is a number only.
-_NAMELESS = "getpwuid"
 
 
 class LockNotAvailable(StoreUnavailable):
@@ -92,7 +90,7 @@ def translate(error: Exception) -> WorkerError | None:
         return error
     if isinstance(error, asyncpg.InternalClientError) and _CUT_OFF in str(error):
         return StoreUnavailable("PostgreSQL has ended the connection")
-    if isinstance(error, KeyError) and _NAMELESS in str(error):
+    if isinstance(error, KeyError) and "getpwuid" in str(error):  # asyncpg lets it pass
         return ConfigError("database.url names no user, and who runs this has no name either")
     for classes, ours in _WORDS:
         if isinstance(error, classes):
