@@ -10,129 +10,35 @@ code says whether all held. Needs root for the stand-ins, Docker and compose v2.
 
 import json
 import os
-import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from tests.containers.stack import (
+    GRACE_SECONDS,
+    PATIENCE_SECONDS,
+    ROOT,
+    Stack,
+    inspected,
+    run,
+    stopped,
+    until,
+)
 from tests.containers.stand_ins import needed
 from tests.support.verdicts import Verdict, lines
-from worker.embedded.ports import ReservedPort
 
-ROOT = Path(__file__).parents[2]
-COMPOSE_FILE = ROOT / "compose" / "compose.yaml"
-PROJECT = "embedfleet-check"
 DOCUMENTS = 10_000
-PATIENCE_SECONDS = 180
-GRACE_SECONDS = 45
-PORTS = ("KAFKA_PORT", "POSTGRES_PORT", "EMBEDDINGS_PORT")
 SUITES = "tests/contracts"
 
 NOT_VERIFIED = (
-    "images of others where stand-ins (named above) were used: their tags, their differences",
+    "images of others that are stood in for (named above): their tags, their differences",
     "the profiles observability and ui: their images have no stand-ins here",
     "a build on another processor than this one",
 )
-
-
-class Stack:
-    """The compose project, with ports and a password of its own."""
-
-    def __init__(self) -> None:
-        reserved = [ReservedPort() for _ in PORTS]
-        self.ports = {
-            name: str(port.number) for name, port in zip(PORTS, reserved, strict=True)
-        }
-        for port in reserved:
-            port.release()
-        self.password = secrets.token_hex(16)
-        self._environment = (
-            os.environ
-            | self.ports
-            | {
-                "COMPOSE_PROFILES": "core",
-                "POSTGRES_PASSWORD": self.password,
-                "OTEL_EXPORTER_OTLP_ENDPOINT": "",
-                "DOCKER_BUILDKIT": "1",
-            }
-        )
-
-    def compose(self, *arguments: str, check: bool = True) -> str:
-        """Run `docker compose`; return what it prints."""
-        words = ["docker", "compose", "-p", PROJECT, "-f", str(COMPOSE_FILE), *arguments]
-        return _run(words, self._environment, check=check)
-
-    def images(self) -> dict[str, str]:
-        """Return the image of each service, as compose understands the file."""
-        found = json.loads(self.compose("config", "--format", "json"))
-        return {name: one["image"] for name, one in found["services"].items()}
-
-    def containers(self, service: str) -> list[str]:
-        """Return the ids of the running containers of a service."""
-        return self.compose("ps", "--quiet", service).split()
-
-    def embedfleet(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run the command line of this checkout, as a user on the host does."""
-        kafka, postgres, embeddings = self.ports.values()
-        environment = self._environment | {
-            "EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS": f"localhost:{kafka}",
-            "EMBEDFLEET_DATABASE_URL": f"postgresql://embedfleet@localhost:{postgres}/embedfleet",
-            "EMBEDFLEET_DATABASE_PASSWORD_VARIABLE": "POSTGRES_PASSWORD",
-            "EMBEDFLEET_EMBEDDING_URL": f"http://localhost:{embeddings}/v1",
-        }
-        words = [sys.executable, "-m", "worker", *arguments]
-        return _run(words, environment, stdin=stdin)
-
-    def sql(self, query: str) -> str:
-        """Ask the database of the stack."""
-        return self.compose(
-            *("exec", "--no-TTY", "postgres", "psql", "--host=/tmp", "--username=embedfleet"),
-            *(
-                "--no-align",
-                "--tuples-only",
-                f"--command=set search_path to embedfleet; {query}",
-            ),
-        ).splitlines()[-1]
-
-
-def _run(
-    words: Sequence[str],
-    environment: dict[str, str] | None = None,
-    *,
-    stdin: str | None = None,
-    check: bool = True,
-) -> str:
-    ended = subprocess.run(
-        words,
-        env=environment,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    if check and ended.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{ended.stdout}\n{ended.stderr}")
-    return ended.stdout
-
-
-def inspected(container: str) -> dict[str, Any]:
-    (found,) = json.loads(_run(["docker", "inspect", container]))
-    return found
-
-
-def until(fact: Callable[[], bool]) -> float:
-    """Wait for a fact; return how long that took."""
-    began = time.monotonic()
-    while not fact():
-        if time.monotonic() - began > PATIENCE_SECONDS:
-            raise SystemExit(f"{fact.__name__} did not come about")
-        time.sleep(0.5)
-    return time.monotonic() - began
 
 
 def events(version: int) -> str:
@@ -165,7 +71,7 @@ def brought_up(stack: Stack) -> Iterator[Verdict]:
 
 def published(stack: Stack) -> Iterator[Verdict]:
     stack.embedfleet("publish", "-", stdin=events(1))
-    seconds = until(lambda: _stored(stack, 1) == DOCUMENTS)
+    seconds = until("all of version 1 is stored", lambda: _stored(stack, 1) == DOCUMENTS)
     yield Verdict(
         f"{DOCUMENTS:,} documents published from the host are in the table",
         f"after {seconds:.0f} s",
@@ -190,18 +96,18 @@ def _stored(stack: Stack, version: int) -> int:
 def killed(stack: Stack) -> Iterator[Verdict]:
     """Kill a worker in the middle of its work."""
     stack.embedfleet("publish", "-", stdin=events(2))
-    until(lambda: _stored(stack, 2) > 0)
+    until("version 2 begins", lambda: _stored(stack, 2) > 0)
     victim = stack.containers("worker")[0]
     # As the kernel kills: Docker would not start again what was ended through it.
     os.kill(inspected(victim)["State"]["Pid"], signal.SIGKILL)
-    seconds = until(lambda: _stored(stack, 2) == DOCUMENTS)
+    seconds = until("all of version 2 is stored", lambda: _stored(stack, 2) == DOCUMENTS)
     rest = int(stack.sql("select count(*) from docs_chunks where version <> 2"))
     yield Verdict(
         "a worker killed while it works: every document is there, none is old",
         f"after {seconds:.0f} s, {rest} old chunks",
         rest == 0,
     )
-    until(lambda: len(stack.containers("worker")) == 2)
+    until("there are two workers again", lambda: len(stack.containers("worker")) == 2)
     yield Verdict("it is started again", "by its restart policy", held=True)
 
 
@@ -251,21 +157,54 @@ def locked_in(stack: Stack) -> Iterator[Verdict]:
 def drained(stack: Stack) -> Iterator[Verdict]:
     """Stop a worker while it works."""
     stack.embedfleet("publish", "-", stdin=events(3))
-    until(lambda: _stored(stack, 3) > 0)
-    worker = stack.containers("worker")[0]
-    began = time.monotonic()
-    _run(["docker", "stop", "--time", str(GRACE_SECONDS), worker])
-    seconds, code = time.monotonic() - began, inspected(worker)["State"]["ExitCode"]
+    until("version 3 begins", lambda: _stored(stack, 3) > 0)
+    seconds, code = stopped(stack.containers("worker")[0])
     log = stack.compose("logs", "--no-log-prefix", "worker")
     yield Verdict(
         "SIGTERM drains: exit 0 within the time of grace",
         f"exit {code} after {seconds:.1f} s",
         code == 0 and seconds < GRACE_SECONDS and '"stopped"' in log,
     )
-    until(lambda: _stored(stack, 3) == DOCUMENTS)
-    until(lambda: _is_committed(stack))
+    until("all of version 3 is stored", lambda: _stored(stack, 3) == DOCUMENTS)
+    until("all offsets are committed", lambda: _is_committed(stack))
     yield Verdict("Kafka's offsets are those of the table", "all partitions", held=True)
     stack.compose("start", "worker")
+
+
+def stopped_as_it_begins(stack: Stack) -> Iterator[Verdict]:
+    """Stop a worker while it is still loaded: PID 1 gets no signal it has no handler for."""
+    container = stack.compose("run", "--detach", "--no-deps", "worker").split()[-1]
+    mapped = Path(f"/proc/{inspected(container)['State']['Pid']}/maps")
+    until("it is loaded", lambda: "msgspec" in mapped.read_text(), pause_seconds=0.01)
+    seconds, code = stopped(container)
+    yield Verdict(
+        "SIGTERM while a worker is loaded ends it, too",
+        f"exit {code} after {seconds:.1f} s",
+        code in {0, 130} and seconds < GRACE_SECONDS / 2,
+    )
+    run(["docker", "rm", container])
+
+
+def begun_again(stack: Stack) -> Iterator[Verdict]:
+    """Stop all, and start it on the same volumes."""
+    ids = stack.compose("ps", "--quiet").split()
+    stack.compose("stop")
+    codes = {
+        found["Config"]["Labels"]["com.docker.compose.service"]: found["State"]["ExitCode"]
+        for found in map(inspected, ids)
+    }
+    # Java says 128 + SIGTERM.
+    clean = all(code in {0, 143} for code in codes.values())
+    yield Verdict("everything ends within its time of grace", str(codes), clean)
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", str(PATIENCE_SECONDS))
+    kept = _stored(stack, 3)
+    stack.embedfleet("publish", "-", stdin=events(4))
+    until("all of version 4 is stored", lambda: _stored(stack, 4) == DOCUMENTS)
+    yield Verdict(
+        "begun again, it has what it had, and goes on",
+        f"{kept:,} documents kept, {DOCUMENTS:,} new",
+        kept == DOCUMENTS,
+    )
 
 
 def _is_committed(stack: Stack) -> bool:
@@ -282,8 +221,20 @@ def scaled(stack: Stack) -> Iterator[Verdict]:
         )
         return owners[0] == "4"
 
-    seconds = until(shared)
+    seconds = until("four workers own partitions", shared)
     yield Verdict("--scale worker=4 shares the partitions", f"after {seconds:.0f} s", held=True)
+
+
+CHECKS = (
+    brought_up,
+    published,
+    locked_in,
+    killed,
+    drained,
+    stopped_as_it_begins,
+    scaled,
+    begun_again,
+)
 
 
 def contracts() -> Iterator[Verdict]:
@@ -310,16 +261,31 @@ def _say(*what: str) -> None:
     sys.stdout.flush()
 
 
+def lacking() -> str | None:
+    """Say what is missing to begin at all."""
+    for words, what in (
+        (["docker", "version"], "a Docker daemon (DOCKER_HOST names another than the usual)"),
+        (["docker", "compose", "version"], "Docker Compose v2"),
+    ):
+        if shutil.which("docker") is None:
+            return "the command docker"
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            return what
+    return None
+
+
 def main() -> int:
     """Check everything; return the exit code."""
+    if what := lacking():
+        sys.stderr.write(f"make containers needs {what}\n")
+        return 2
     stack = Stack()
-    made = needed(stack.images())
-    for image in made:
-        _say(f"stands in: {image}")
+    for image in needed(stack.images()):
+        _say(f"stood in for: {image}")
     verdicts: list[Verdict] = []
     try:
         stack.compose("build")
-        for check in (brought_up, published, locked_in, killed, drained, scaled):
+        for check in CHECKS:
             for verdict in check(stack):
                 _say(f"{verdict.claim}: {verdict.measured}")
                 verdicts.append(verdict)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes a stand-in for python:3.11-slim out of Debian's packages and this machine's own Python.
-# As root, in an empty folder that is given; needs debootstrap and docker.
+# As root, in an empty folder; needs debootstrap and docker: base.sh FOLDER IMAGE LABEL=VALUE
 set -euo pipefail
 root=$1/root
 debootstrap --variant=minbase --include=ca-certificates bookworm "$root"
@@ -23,4 +23,4 @@ ln -sf pip3 "$root/usr/local/bin/pip"
 bundle=/etc/ssl/certs/ca-certificates.crt
 tar -C "$root" -c . | docker import \
   --change "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 SSL_CERT_FILE=$bundle PIP_CERT=$bundle" \
-  --change 'CMD ["python3"]' - python:3.11-slim
+  --change 'CMD ["python3"]' --change "LABEL $3" - "$2"

@@ -146,3 +146,14 @@ def test_what_is_mounted_is_there() -> None:
 def test_every_variable_that_can_be_given_has_a_default_or_says_that_it_is_missing() -> None:
     for name, rest in re.findall(r"\$\{(\w+)([^}]*)\}", TEXT):
         assert rest.startswith((":-", ":?")), name
+
+
+def test_what_a_user_may_want_to_change_is_in_the_example() -> None:
+    example = (COMPOSE / ".env.example").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^#? ?([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    asked = dict(re.findall(r"\$\{(\w+)(?::-([^}]*))?", TEXT))
+    images = {name for name in asked if name.endswith(("_TAG", "_IMAGE"))}
+    assert set(asked) - images == set(named) - {"COMPOSE_PROFILES"}
+    for name, shown in named.items():
+        if name.endswith("_PORT") or name == "COLLECTION":
+            assert shown == asked[name]

@@ -7,6 +7,7 @@ needed and cannot be had fails the tests.
 """
 
 import gc
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 REAPER = "testcontainers/ryuk"
+_NOBODY = ("FileNotFoundError", "ConnectionRefusedError")
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ def local_image(repository: str) -> Images:
     from testcontainers.core.config import testcontainers_config
 
     client = _docker_client()
-    if client is None:
-        return Images(None, "no Docker daemon answers")
+    if isinstance(client, str):
+        return Images(None, client)
     try:
         tags = _tags(client, repository)
         # The library's reaper would be pulled, were it not there; the fixtures stop what they
@@ -50,7 +52,9 @@ def local_image(repository: str) -> Images:
 
 
 def _tags(client: Any, repository: str) -> list[str]:
-    return sorted(tag for image in client.images.list(repository) for tag in image.tags)
+    found = (tag for image in client.images.list(repository) for tag in image.tags)
+    # 0.8.10 is newer than 0.8.9.
+    return sorted(found, key=lambda tag: [int(number) for number in re.findall(r"\d+", tag)])
 
 
 def container_host() -> str:
@@ -67,6 +71,7 @@ def container_host() -> str:
 
 
 def _docker_client() -> Any:
+    """Return a client of the daemon, or in words why there is none."""
     import docker
     from docker.errors import DockerException
 
@@ -75,10 +80,12 @@ def _docker_client() -> Any:
         warnings.simplefilter("ignore", ResourceWarning)
         try:
             return docker.from_env(timeout=5)
-        except DockerException:
-            pass
+        except DockerException as error:
+            why = str(error)
         gc.collect()
-    return None
+    if any(name in why for name in _NOBODY):
+        return "no Docker daemon answers"
+    return f"the Docker daemon does not serve us: {why}"
 
 
 @contextmanager
