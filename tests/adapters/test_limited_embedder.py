@@ -68,8 +68,12 @@ def test_what_stands_before_a_quota_is_counted():
 @pytest.mark.parametrize("is_throttled", [False, True])
 def test_what_waits_for_room_is_held_back_only_where_the_provider_made_it_narrow(is_throttled):
     async def story():
+        loop = asyncio.get_running_loop()
+
         async def slow(request):
-            await asyncio.sleep(10)
+            answered = loop.create_future()
+            loop.call_later(10, answered.set_result, None)
+            await answered
 
         async def throttle(request):
             raise RateLimited(status=429, retry_after_seconds=0)
