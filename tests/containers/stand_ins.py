@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -74,12 +75,11 @@ def _digest(source: Path) -> str:
 
 
 def _python(image: str, label: str) -> None:
-    if os.geteuid():
-        raise SystemExit(f"{image} cannot be pulled, and only root can make what stands in")
+    if os.geteuid() or sys.version_info[:2] != (3, 11):
+        raise SystemExit(f"{image} cannot be pulled; what stands in needs root and Python 3.11")
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            ["bash", HERE / "base.sh", folder, image, f"{LABEL}={label}"], check=True
-        )
+        words = ["bash", HERE / "base.sh", folder, sys.base_prefix, image, f"{LABEL}={label}"]
+        subprocess.run(words, check=True)
 
 
 def _kafka(image: str, label: str) -> None:
