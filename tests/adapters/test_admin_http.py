@@ -159,6 +159,21 @@ async def test_a_host_that_is_not_ours_is_said_in_one_sentence(worker: Worker) -
         await worker.server(host="192.0.2.1").start()
 
 
+@pytest.mark.parametrize("has_ipv6", [True, False])
+async def test_all_addresses_are_those_of_ipv4_as_well(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, *, has_ipv6: bool
+) -> None:
+    has_ipv6 = has_ipv6 and socket.has_dualstack_ipv6()
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: has_ipv6)
+    server = worker.server(host="::")
+    await server.start()
+    for address in ("127.0.0.1", *(["[::1]"] if has_ipv6 else [])):
+        url = f"http://{address}:{server.port}/livez"
+        async with aiohttp.request("GET", url) as response:
+            assert response.status == 200
+    await server.close()
+
+
 async def test_starting_and_closing_twice_is_safe(worker: Worker) -> None:
     server = worker.server()
     assert server.port == 0

@@ -51,8 +51,9 @@ async def test_a_worker_that_needs_a_restart_is_exit_1_with_its_reasons(
     assert (ended.code, ended.json["alive"]) == (1, False)
 
 
-async def test_a_worker_that_listens_everywhere_is_asked_on_loopback(admin):
-    assert (await asyncio.to_thread(ask, "0.0.0.0", admin.port)).alive
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_a_worker_that_listens_everywhere_is_asked_on_loopback(admin, host):
+    assert (await asyncio.to_thread(ask, host, admin.port)).alive
 
 
 def test_where_nobody_answers_it_is_exit_1(embedfleet):

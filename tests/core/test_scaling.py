@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.scaling import BUSY_SHARE, Advice, Load, advise
+from worker.core.scaling import BUSY_SHARE, STEP, Advice, Load, advise
 
 DRAIN_SECONDS = 300.0
 BEHIND = Load(
@@ -70,9 +70,30 @@ CASES = [
     Case(
         "one of two is enough", KEEPS_UP._replace(workers=2, busy_share=0.1), Advice(1, "idle")
     ),
+    Case(
+        "a fleet of ten is made smaller by two",
+        KEEPS_UP._replace(workers=10, busy_share=0.1),
+        Advice(8, "idle"),
+    ),
+    Case(
+        "eight are just not enough",
+        KEEPS_UP._replace(workers=10, busy_share=0.4),
+        Advice(10, "lag"),
+    ),
     Case("a little is settled", BEHIND._replace(settled=0.5), Advice(12, "partition_bound")),
     Case("one is always there", KEEPS_UP._replace(workers=1, busy_share=0.0), Advice(1, "lag")),
     Case("a worker too many", KEEPS_UP._replace(partitions=3), Advice(3, "partition_bound")),
+    Case("none too many", KEEPS_UP._replace(partitions=4), Advice(4, "lag")),
+    Case(
+        "more than the one partition",
+        KEEPS_UP._replace(workers=2, partitions=1),
+        Advice(1, "partition_bound"),
+    ),
+    Case(
+        "idle beside one partition",
+        KEEPS_UP._replace(partitions=1, busy_share=0.1),
+        Advice(1, "idle"),
+    ),
     Case("two too many", KEEPS_UP._replace(partitions=2, busy_share=0.1), Advice(2, "idle")),
     Case(
         "nothing to do",
@@ -115,15 +136,23 @@ def test_a_fleet_that_the_provider_holds_back_never_grows(load: Load, drain: flo
 
 
 @given(LOADS, st.floats(1, 3600))
-def test_a_fleet_is_made_smaller_by_one_unless_nothing_is_to_be_done(
+def test_a_fleet_is_made_smaller_step_by_step_unless_nothing_is_to_be_done(
     load: Load, drain: float
 ) -> None:
     load = load._replace(workers=max(1, load.workers), partitions=40, is_open=False)
     replicas, _ = advise(load, drain)
-    if load.lag or load.arriving:
-        assert replicas >= load.workers - 1
-    if replicas == load.workers - 1 and load.workers > 2:
+    if (load.lag or load.arriving) and replicas < load.workers:
+        assert replicas == load.workers - load.workers // STEP - 1
         assert load.busy_share * load.workers / replicas < BUSY_SHARE
+
+
+@given(LOADS, st.floats(1, 3600))
+def test_a_step_down_is_one_that_an_autoscaler_takes(load: Load, drain: float) -> None:
+    """Kubernetes does nothing where the advice is within a tenth of what is there."""
+    load = load._replace(workers=max(1, load.workers), partitions=40)
+    replicas, _ = advise(load, drain)
+    if replicas < load.workers:
+        assert replicas / load.workers < 1 - 0.1
 
 
 @given(LOADS, st.integers(1, 100_000), st.floats(1, 3600))

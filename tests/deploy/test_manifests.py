@@ -1,9 +1,11 @@
 """The Kubernetes files are current, hardened, and agree with the worker."""
 
+import json
 import re
 from typing import Any
 
 import pytest
+from jsonschema import ValidationError, validate
 
 from tests.support import manifests
 from worker.adapters.admin_http import PATHS
@@ -128,8 +130,93 @@ def test_what_scales_stays_within_the_partitions() -> None:
     assert by_advice["metadata"]["valueLocation"] == "replicas"
     settings = of_configuration()
     assert by_lag["metadata"]["consumerGroup"] == settings["EMBEDFLEET_KAFKA_GROUP"]
-    assert by_lag["metadata"]["topic"] == settings["EMBEDFLEET_KAFKA_TOPICS"]
+    # There may be several topics, and the trigger takes one, or all of the group.
+    assert "topic" not in by_lag["metadata"]
     assert all(isinstance(value, str) for value in by_lag["metadata"].values())
+
+
+@pytest.mark.parametrize("by", ["advice", "lag"])
+def test_who_scales_is_alone_to_say_how_many_workers_there_are(by: str) -> None:
+    (workers,) = deployments(scaling={"by": by})
+    assert "replicas" not in workers["spec"]
+    assert deployments()[0]["spec"]["replicas"] == VALUES["replicas"]
+    component = f"compose/kubernetes/components/scaling-by-{by}/kustomization.yaml"
+    assert "/spec/replicas" in manifests.generated()[component]()
+
+
+def deployments(**changes: dict[str, Any]) -> list[dict[str, Any]]:
+    rendered = manifests.rendered("workers", manifests.values(**changes))
+    return [one for one in rendered if one["kind"] == "Deployment"]
+
+
+def test_a_fleet_that_cannot_be_asked_stays_as_it_is() -> None:
+    scaled = [one["spec"] for one in EVERYTHING if one["kind"] == "ScaledObject"]
+    assert not any("fallback" in spec for spec in scaled)
+
+
+def test_other_settings_are_other_pods() -> None:
+    (before,), (after,) = (
+        deployments(),
+        deployments(settings={"EMBEDFLEET_KAFKA_TOPICS": "others"}),
+    )
+    assert before["spec"]["template"] != after["spec"]["template"]
+    assert before["spec"]["selector"] == after["spec"]["selector"]
+
+
+def test_more_secrets_files_and_annotations_can_be_given() -> None:
+    given: dict[str, Any] = {
+        "secrets": {"KAFKA_PASSWORD": {"name": "kafka", "key": "password"}},
+        "podAnnotations": {"sidecar": "no"},
+    }
+    chosen = manifests.values(**given) | {
+        "volumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "volumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+    }
+    for name in ("workers", "migrate"):
+        pod = next(
+            one["spec"]["template"]
+            for one in manifests.rendered(name, chosen)
+            if "template" in one.get("spec", {})
+        )
+        (container,) = pod["spec"]["containers"]
+        assert "KAFKA_PASSWORD" in {one["name"] for one in container["env"]}
+        assert [one["name"] for one in container["volumeMounts"]] == ["tmp", "ca"]
+        assert [one["name"] for one in pod["spec"]["volumes"]] == ["tmp", "ca"]
+        if name == "workers":
+            assert pod["metadata"]["annotations"]["sidecar"] == "no"
+
+
+def test_kustomize_has_the_same_settings() -> None:
+    text = manifests.generated()["compose/kubernetes/base/settings.env"]()
+    pairs = [line.split("=", 1) for line in text.splitlines() if not line.startswith("#")]
+    assert dict(pairs) == of_configuration()
+
+
+def test_a_pod_is_asked_over_ipv4_and_ipv6() -> None:
+    assert of_configuration()["EMBEDFLEET_TELEMETRY_ADMIN_HOST"] == "::"
+
+
+SCHEMA = json.loads((manifests.CHART / "values.schema.json").read_text(encoding="utf-8"))
+
+
+def test_the_values_are_as_their_schema_has_them() -> None:
+    validate(VALUES, SCHEMA)
+    assert VALUES.keys() <= SCHEMA["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("scaling", {"by": "both"}),
+        ("scaling", {"advice": True}),
+        ("settings", {"EMBEDFLEET_DATABASE_POOL_MAX": 30}),
+        ("secrets", {"KAFKA_PASSWORD": "a password"}),
+        ("monitoring", {"enable": True}),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(section: str, change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        validate(manifests.values(**{section: change}), SCHEMA)
 
 
 def test_the_rules_are_those_of_prometheus() -> None:

@@ -2,7 +2,7 @@
 What users deploy, tried with the real tools: `make manifests`.
 
 Prints each claim with what was seen, and what could not be tried; the exit code says whether
-all held. A tool that is not here is named; variables such as `EMBEDFLEET_HELM` name one.
+all held. A tool that is not here is named; variables such as `EMBEDFLEET_TEST_HELM` name one.
 """
 
 import sys

@@ -6,10 +6,13 @@ they are there.
 """
 
 import asyncio
+import json
 import os
+import re
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,10 @@ _WHAT_NEEDS = {
     "helm": "helm is not here: lint of the chart, and what it renders",
     "kubectl": "kubectl is not here: what kustomize makes of base and components",
     "kubeconform": "kubeconform is not here: all manifests against schemas",
+    "go": "go is not here, which fetches the schemas of KEDA and of the Prometheus operator",
     "kube-apiserver": "kube-apiserver is not here: a dry run on a real API server",
     "etcd": "etcd is not here: a dry run on a real API server",
+    "openssl": "openssl is not here, with which an API server is given a key",
 }
 NOT_VERIFIED: tuple[str, ...] = (
     *(_WHAT_NEEDS[name] for name in tools.missing(*_WHAT_NEEDS)),
@@ -34,11 +39,20 @@ NOT_VERIFIED: tuple[str, ...] = (
     "KEDA and the Prometheus operator at work: their resources are checked, not acted upon",
 )
 _KUBERNETES = kube_schemas.KUBERNETES.partition("@v")[2]
+_SAID_CHARACTERS = 120
 _RESTRICTED = ("enforce", "warn", "audit")
 _FLAGS = {
-    name: [f"{section}.{key}=true" for section, keys in changes.items() for key in keys]
+    name: [
+        f"{section}.{key}={json.dumps(value)}"
+        for section, keys in changes.items()
+        for key, value in keys.items()
+    ]
     for name, changes in manifests.COMPONENTS.items()
 }
+
+
+Finding = tuple[str, bool]
+"""What was seen, and whether it is as claimed."""
 
 
 def verdicts() -> list[Verdict]:
@@ -48,17 +62,24 @@ def verdicts() -> list[Verdict]:
         found = [*_by_helm(), *_by_kustomize(folder)]
         everything = folder / "everything.yaml"
         everything.write_text(yaml.safe_dump_all(_everything()), encoding="utf-8")
-        if tools.find("kubeconform") and tools.find("go"):
+        if not tools.missing("kubeconform", "go"):
             found.append(_conforms(folder, everything))
-        if not tools.missing("etcd", "kube-apiserver", "kubectl"):
+        if not tools.missing("etcd", "kube-apiserver", "kubectl", "go", "openssl"):
             found += asyncio.run(_on_a_server(folder, everything))
     return found
 
 
+def _tried(claim: str, attempt: Callable[[], Finding]) -> Verdict:
+    try:
+        seen, held = attempt()
+    except subprocess.CalledProcessError as error:
+        seen, held = " ".join((error.stdout + error.stderr).split())[-_SAID_CHARACTERS:], False
+    return Verdict(claim, seen, held)
+
+
 def _everything() -> list[dict[str, Any]]:
     """Return all objects there are; of the two ways of scaling each under its own name."""
-    chosen = manifests.values()
-    found = [one for name in manifests.BASE for one in manifests.rendered(name, chosen)]
+    found = _rendered(manifests.BASE, manifests.values())
     for name, changes in manifests.COMPONENTS.items():
         found += [
             one | {"metadata": one["metadata"] | {"name": f"embedfleet-{name}"}}
@@ -81,52 +102,113 @@ def _by_helm() -> Iterator[Verdict]:
     held, said = tools.run("helm", "lint", "--strict", manifests.CHART)
     yield Verdict("helm lint", said, held)
     for name, flags in {"nothing": [], **_FLAGS}.items():
-        # One that was built of its module takes Kubernetes to be ancient.
-        words = ["--kube-version", _KUBERNETES, "--namespace", manifests.NAMESPACE]
-        words += [word for flag in flags for word in ("--set", flag)]
-        shown = _output("helm", "template", manifests.RELEASE, manifests.CHART, *words)
-        changes = manifests.COMPONENTS.get(name, {})
-        chosen = manifests.values(**changes)
-        ours = [
-            one
-            for template in (*manifests.BASE, *manifests.COMPONENTS)
-            for one in manifests.rendered(template, chosen)
-        ]
-        theirs = [one for one in yaml.safe_load_all(shown) if one is not None]
-        yield Verdict(
+        yield _tried(
             f"helm template with {name} switched on is what the base is made of",
-            f"{len(theirs)} objects",
-            _sorted(theirs) == _sorted(ours),
+            partial(_templated, manifests.COMPONENTS.get(name, {}), flags),
         )
+
+
+def _templated(changes: dict[str, Any], flags: list[str]) -> Finding:
+    # One that was built of its module takes Kubernetes to be ancient.
+    words = ["--kube-version", _KUBERNETES, "--namespace", manifests.NAMESPACE]
+    shown = _output(
+        *("helm", "template", manifests.RELEASE, manifests.CHART, *words, *_set(flags))
+    )
+    names = (*manifests.BASE, *manifests.COMPONENTS)
+    return _compared(_loaded(shown), _rendered(names, manifests.values(**changes)))
+
+
+def _set(flags: list[str]) -> list[str]:
+    return [word for flag in flags for word in ("--set-json", flag)]
+
+
+def _loaded(text: str) -> list[dict[str, Any]]:
+    return [one for one in yaml.safe_load_all(text) if one is not None]
+
+
+def _rendered(names: Iterable[str], chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for name in names for one in manifests.rendered(name, chosen)]
+
+
+def _compared(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> Finding:
+    return f"{len(found)} objects", _sorted(found) == _sorted(wanted)
 
 
 def _by_kustomize(folder: Path) -> Iterator[Verdict]:
     if not tools.find("kubectl"):
         return
-    yield _kustomized("base", manifests.FOLDER / "base", manifests.BASE)
+    yield _tried("kustomize: base", partial(_kustomized, manifests.FOLDER / "base", ()))
     for name in manifests.COMPONENTS:
-        overlay = folder / name
-        overlay.mkdir()
-        paths = [manifests.FOLDER / "base", manifests.FOLDER / "components" / name]
-        base, component = (os.path.relpath(path, overlay) for path in paths)
-        (overlay / "kustomization.yaml").write_text(
-            yaml.safe_dump({"resources": [base], "components": [component]}), encoding="utf-8"
-        )
-        yield _kustomized(f"base with {name}", overlay, (*manifests.BASE, name))
+        overlay = _overlay(folder / name, {"components": [_beside(folder / name, name)]})
+        yield _tried(f"kustomize: base with {name}", partial(_kustomized, overlay, (name,)))
+    yield _tried(
+        "kustomize: the README's overlay, its settings by a new name in all pods",
+        partial(_named_anew, _from_readme(folder / "search")),
+    )
 
 
-def _kustomized(what: str, folder: Path, names: tuple[str, ...]) -> Verdict:
-    shown = _output("kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", folder)
-    found = [one for one in yaml.safe_load_all(shown) if one is not None]
-    wanted = [
-        one
+def _from_readme(folder: Path) -> Path:
+    text = (manifests.ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```yaml\n# kustomization\.yaml\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(found[1], encoding="utf-8")
+    (folder / "embedfleet").symlink_to(manifests.ROOT)
+    return folder
+
+
+def _overlay(folder: Path, content: dict[str, Any]) -> Path:
+    folder.mkdir()
+    base = os.path.relpath(manifests.FOLDER / "base", folder)
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": [base], **content}), encoding="utf-8"
+    )
+    return folder
+
+
+def _beside(folder: Path, component: str) -> str:
+    return os.path.relpath(manifests.FOLDER / "components" / component, folder)
+
+
+def _kustomize(folder: Path) -> list[dict[str, Any]]:
+    return _loaded(
+        _output("kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", folder)
+    )
+
+
+def _kustomized(folder: Path, names: tuple[str, ...]) -> Finding:
+    changes = {
+        section: value
         for name in names
-        for one in manifests.rendered(
-            name, manifests.values(**manifests.COMPONENTS.get(name, {}))
-        )
+        for section, value in manifests.COMPONENTS[name].items()
+    }
+    wanted = _rendered((*manifests.BASE, *names), manifests.values(**changes))
+    found = manifests.for_kustomize(_kustomize(folder))
+    return _compared(found, manifests.for_kustomize(wanted))
+
+
+def _named_anew(overlay: Path) -> Finding:
+    before, after = (
+        {one["metadata"]["name"]: one for one in _kustomize(folder) if one["kind"] in _NAMED}
+        for folder in (manifests.FOLDER / "base", overlay)
+    )
+    (old,), (new,) = (
+        [name for name, one in found.items() if one["kind"] == "ConfigMap"]
+        for found in (before, after)
+    )
+    used = [
+        container["envFrom"][0]["configMapRef"]["name"]
+        for one in after.values()
+        if one["kind"] != "ConfigMap"
+        for container in one["spec"]["template"]["spec"]["containers"]
     ]
-    held = _sorted(found) == _sorted(wanted)
-    return Verdict(f"kustomize: {what}", f"{len(found)} objects", held)
+    servers = after[new]["data"]["EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS"]
+    kept = len(after[new]["data"]) == len(before[old]["data"])
+    held = new != old and used == [new, new] and servers == "kafka.kafka:9092" and kept
+    return f"{new}, in {len(used)} pods", held
+
+
+_NAMED = {"ConfigMap", "Deployment", "Job"}
 
 
 def _sorted(objects: list[dict[str, Any]]) -> list[str]:
@@ -143,48 +225,54 @@ def _conforms(folder: Path, everything: Path) -> Verdict:
 
 async def _on_a_server(folder: Path, everything: Path) -> list[Verdict]:
     async with _api_server(folder) as configuration:
-        kubectl = ("kubectl", "--kubeconfig", configuration)
-        if tools.find("go"):
-            for path in kube_schemas.crds(folder):
-                await asyncio.to_thread(_output, *kubectl, "apply", "--server-side", "-f", path)
-        await asyncio.to_thread(_output, *kubectl, "create", "namespace", manifests.NAMESPACE)
-        labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in _RESTRICTED]
-        await asyncio.to_thread(
-            _output, *kubectl, "label", "namespace", manifests.NAMESPACE, *labels
+        return await asyncio.to_thread(_served, folder, everything, configuration)
+
+
+def _served(folder: Path, everything: Path, configuration: Path) -> list[Verdict]:
+    kubectl = ("kubectl", "--kubeconfig", configuration)
+    for path in kube_schemas.crds(folder):
+        _output(*kubectl, "apply", "--server-side", "-f", path)
+    _output(*kubectl, "create", "namespace", manifests.NAMESPACE)
+    labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in _RESTRICTED]
+    _output(*kubectl, "label", "namespace", manifests.NAMESPACE, *labels)
+    claim = "a real API server takes all of it, pods as restricted, without a warning"
+    found = [_tried(claim, partial(_taken, kubectl, everything))]
+    if tools.find("helm"):
+        found.append(
+            _tried(
+                "helm: an upgrade leaves the size of the fleet to who scales it, "
+                "another setting is other pods",
+                partial(_upgraded, kubectl, configuration),
+            )
         )
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [
-                tools.find("kubectl") or "",
-                *map(str, kubectl[1:]),
-                *(
-                    "--namespace",
-                    manifests.NAMESPACE,
-                    "apply",
-                    "--server-side",
-                    "--dry-run=server",
-                ),
-                *("-f", str(everything)),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    said = done.stdout + done.stderr
-    count = said.count("serverside-applied (server dry run)")
-    return [
-        Verdict(
-            "a real API server takes all of it",
-            f"{count} objects" if done.returncode == 0 else said[-300:],
-            done.returncode == 0 and count == len(_everything()),
-        ),
+    return found
+
+
+def _taken(kubectl: tuple[str | Path, ...], everything: Path) -> Finding:
+    said = _output(
+        *(*kubectl, "--namespace", manifests.NAMESPACE, "apply", "--server-side"),
         # A Deployment that breaks the standard is not refused, its author is warned.
-        Verdict(
-            "and has no warning: pods are restricted",
-            next((line for line in said.splitlines() if "Warning" in line), "none"),
-            "Warning" not in said,
-        ),
-    ]
+        *("--dry-run=server", "--warnings-as-errors", "-f", everything),
+    )
+    count = said.count("serverside-applied (server dry run)")
+    return f"{count} objects", count == len(_everything())
+
+
+def _upgraded(kubectl: tuple[str | Path, ...], configuration: Path) -> Finding:
+    """Install, scale as an autoscaler does, upgrade; nobody runs the Jobs of hooks here."""
+    place = ("--namespace", manifests.NAMESPACE)
+    helm = ("--kubeconfig", configuration, *place, manifests.RELEASE, manifests.CHART)
+    chosen = ("--no-hooks", *_set(_FLAGS["scaling-by-advice"]))
+    workers = f"deployment/{manifests.RELEASE}"
+    _output("helm", "install", *helm, *chosen)
+    before = json.loads(_output(*kubectl, *place, "get", workers, "--output=json"))
+    _output(*kubectl, *place, "scale", workers, "--replicas=7")
+    other = "settings.EMBEDFLEET_KAFKA_TOPICS=others"
+    _output("helm", "upgrade", *helm, *chosen, "--set", other)
+    after = json.loads(_output(*kubectl, *place, "get", workers, "--output=json"))
+    replicas = after["spec"]["replicas"]
+    is_new = after["spec"]["template"] != before["spec"]["template"]
+    return f"{replicas} workers, new pods: {is_new}", replicas == 7 and is_new
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
 """
 The tools that check what users deploy: where they are, what they say, and as servers.
 
-Each is named by a variable, `EMBEDFLEET_` and its name in capitals, or found on PATH. None is
-installed by us.
+Each is named by a variable, `EMBEDFLEET_TEST_` (which a worker that is started here overlooks)
+and its name in capitals, or found on PATH. None is installed by us.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ _STOP_SECONDS = 10
 
 def find(name: str) -> str | None:
     """Return the path of a tool, None where there is none."""
-    variable = "EMBEDFLEET_" + name.upper().replace("-", "_")
-    return os.environ.get(variable) or shutil.which(name)
+    variable = "EMBEDFLEET_TEST_" + name.upper().replace("-", "_")
+    return shutil.which(os.environ.get(variable) or name)
 
 
 def missing(*names: str) -> list[str]:

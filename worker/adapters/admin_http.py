@@ -9,6 +9,7 @@ what is shown is what the callables return.
 """
 
 import inspect
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -73,7 +74,7 @@ class AdminServer:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            await _site(runner, self._host, self._port).start()
         except OSError as error:
             await runner.cleanup()
             raise ConfigError(
@@ -116,6 +117,23 @@ class AdminServer:
             return _json(OK, await self._scale())
         except WorkerError as error:
             return _json(UNAVAILABLE, {"ok": False, "error": str(error)})
+
+
+def _site(runner: web.AppRunner, host: str, port: int) -> web.BaseSite:
+    """
+    Return where it listens: `::` is any address of IPv4 as well.
+
+    A pod does not know which of the two its cluster speaks; asyncio, told `::`, would listen
+    on IPv6 alone, and where a kernel has none, nowhere.
+    """
+    if host != "::":
+        return web.TCPSite(runner, host, port)
+    if not socket.has_dualstack_ipv6():
+        return web.TCPSite(runner, "0.0.0.0", port)  # noqa: S104 - it was asked for
+    return web.SockSite(
+        runner,
+        socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True),
+    )
 
 
 def _verdict(verdict: Verdict) -> web.Response:

@@ -326,9 +326,10 @@ class TelemetryOptions:
     log_format: Annotated[Literal["json", "console"], about("JSON lines, or for people.")] = (
         "json"
     )
-    admin_host: Annotated[str, about("Where /livez, /readyz, /metrics, /state listen.")] = (
-        "127.0.0.1"
-    )
+    admin_host: Annotated[
+        str,
+        about("Where /livez, /readyz, /metrics, /state, /scale listen; `::` is everywhere."),
+    ] = "127.0.0.1"
     admin_port: Annotated[
         int | None, about("None: no admin port. 0: any free one.", ge=0, le=65_535)
     ] = 9464

@@ -11,7 +11,9 @@ from typing import Literal, NamedTuple
 Reason = Literal["lag", "quota_bound", "idle", "breaker_open", "partition_bound"]
 
 BUSY_SHARE = 0.5
-"""Below this share of its places in use one worker of the fleet can be spared."""
+"""A fleet can be made smaller while less than this share of its places would be in use."""
+STEP = 10
+"""A step down spares one, and one more of each ten: Kubernetes overlooks changes of a tenth."""
 
 
 class Load(NamedTuple):
@@ -46,8 +48,8 @@ def advise(load: Load, drain_seconds: float) -> Advice:
 
     Never more than there are partitions, never fewer than one. A fleet that a breaker or the
     provider's quota holds back stays as it is: more workers would only be refused more often.
-    One that keeps up is made smaller by one worker at a time, as its rate says nothing about
-    what it could do.
+    One that keeps up is made smaller step by step, as its rate says nothing about what it
+    could do.
 
         >>> advise(Load(2, 12, 6_000, 10.0, 20.0, 1.0), drain_seconds=300)
         Advice(replicas=3, reason='lag')
@@ -74,8 +76,9 @@ def advise(load: Load, drain_seconds: float) -> Advice:
 def _spared(load: Load, workers: int) -> Advice:
     if load.lag == 0 and load.arriving == 0:
         return Advice(1, "idle")
-    if workers > 1 and load.busy_share * workers / (workers - 1) < BUSY_SHARE:
-        return Advice(min(workers - 1, max(1, load.partitions)), "idle")
+    fewer = workers - workers // STEP - 1
+    if fewer > 0 and load.busy_share * workers / fewer < BUSY_SHARE:
+        return Advice(min(fewer, max(1, load.partitions)), "idle")
     if workers > load.partitions:
         return Advice(max(1, load.partitions), "partition_bound")
     return Advice(workers, "lag")

@@ -8,7 +8,7 @@ import http.client
 from typing import NamedTuple
 
 LIMIT_SECONDS = 3.0
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 compared only
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1", "": "127.0.0.1"}  # noqa: S104 compared only
 
 
 class Health(NamedTuple):
