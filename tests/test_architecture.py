@@ -176,7 +176,6 @@ MAY_SLEEP = {
     "tests/support/kafka_cluster.py": "brokers tell who leads only when they are asked",
     "tests/support/fleet.py": "other processes are known by their commits only",
     "tests/support/worker_process.py": "another process is known by its log only",
-    "tests/support/pace.py": "a load is steady in real time only",
 }
 
 

@@ -8,9 +8,9 @@ from tests.bench.figures import Stored
 from tests.bench.limits import Document, KafkaRecord
 from tests.bench.load import CHUNK_CHARACTERS, COLLECTION, Load, publish
 from tests.bench.servers import DIMENSIONS, MODEL, Provider, Servers
-from tests.bench.stub import Pool
 from worker.config import KafkaOptions
 from worker.core.model import ChunkingOptions, Collection
+from worker.embedded.scripted_provider import Pool
 
 SEED = 7
 EVENTS = 2_000

@@ -20,7 +20,6 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from tests.bench.servers import DIMENSIONS, MODEL, POSTGRES_SETTINGS, cost
-from tests.bench.stub import Pool
 from tests.support.postgres import drop_schema
 from tests.support.servers import open_folder
 from tests.support.store_changes import at
@@ -47,6 +46,7 @@ from worker.core.model import (
 )
 from worker.core.vector_index import NO_INDEX, Drop, VectorIndex, steps
 from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.scripted_provider import Pool
 from worker.ops.index_build import IndexBuild
 from worker.ports import Verdict as Written
 from worker.ports import Write

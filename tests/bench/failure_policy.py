@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from tests.support import provider as scripted
 from tests.support import works
-from tests.support.pace import offered
 from tests.support.provider import Call, Reply
 from tests.support.verdicts import Verdict, lines
 from worker.app.provider import over_http
 from worker.config import EmbeddingOptions, RetryOptions, Settings, TelemetryOptions
 from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
 from worker.errors import PermanentError
+from worker.ops.pace import offered
 from worker.pipeline.embed import Embed
 from worker.telemetry import Counters, Tracing, configure_logging
 

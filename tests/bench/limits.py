@@ -23,7 +23,6 @@ from aiokafka import AIOKafkaConsumer
 from schemas.bounds import Limits
 from schemas.codec import decode_record
 from schemas.events import DocumentUpserted
-from tests.bench.stub import Pool, answer
 from tests.support import works
 from worker.adapters import embedding_wire
 from worker.adapters.kafka_source import consumer_arguments
@@ -38,6 +37,7 @@ from worker.core.model import (
     Vector,
     Work,
 )
+from worker.embedded.scripted_provider import Pool, answer
 
 PIECE_BYTES = 64 * 1024
 

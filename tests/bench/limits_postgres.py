@@ -18,7 +18,6 @@ from uuid import uuid4
 import asyncpg
 
 from tests.bench.limits import Document, Limit, measured
-from tests.bench.stub import Pool
 from tests.support.postgres import drop_schema
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
@@ -31,6 +30,7 @@ from worker.config import DatabaseOptions
 from worker.core import changeset
 from worker.core.model import ChunkId, Collection, Partition, Vector
 from worker.core.vector_index import NO_INDEX, VectorIndex
+from worker.embedded.scripted_provider import Pool
 from worker.ports import Query, Verdict, Write
 
 PARTITION = Partition("limits", 0)

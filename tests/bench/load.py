@@ -2,9 +2,7 @@
 What upstream publishes in a benchmark, decided by a seed, and what it adds up to.
 
 Keys follow Zipf's law over the documents that exist: a quarter of the events are updates of
-popular documents, so some records are superseded before their turn. Texts are slices of one
-long text of words, at random places, so that no chunk is like another, in sentences and
-paragraphs.
+popular documents, so some records are superseded before their turn.
 """
 
 import json
@@ -17,15 +15,12 @@ from zlib import crc32
 from aiokafka import AIOKafkaProducer
 
 from tests.bench.peers.registry import Newest
+from worker.ops.made_up_texts import MadeUpTexts
 
 COLLECTION = "articles"
 CHUNK_CHARACTERS = 2_800
 """Borders that survive edits make chunks of 0.7 of that: two of a text of 3,900 characters."""
 UPDATES = 0.25
-SENTENCES_GO_ON = 0.8
-"""Of five sentences four are followed by another one of their paragraph."""
-_CORPUS_WORDS = 200_000
-_SYLLABLES = ("ka", "lo", "mi", "ren", "tu", "sa", "vel", "or", "in", "dra", "pe", "qu", "sto")
 
 
 class Event(NamedTuple):
@@ -53,11 +48,7 @@ class Load:
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.seed)
-        words = (
-            "".join(self._chance.choices(_SYLLABLES, k=self._chance.randint(1, 4)))
-            for _ in range(_CORPUS_WORDS)
-        )
-        self._corpus = " ".join(words)
+        self._texts = MadeUpTexts(self._chance)
         self._names: list[str] = []
 
     def take(self, count: int) -> list[Event]:
@@ -95,18 +86,7 @@ class Load:
         return self._names[min(count - 1, int(count ** self._chance.random()) - 1)]
 
     def _text(self) -> str:
-        length = self._chance.choice(self.characters)
-        start = self._chance.randrange(len(self._corpus) - length)
-        return self._paragraphs(self._corpus[start : start + length].split())
-
-    def _paragraphs(self, words: list[str]) -> str:
-        text, begin = "", 0
-        while begin < len(words):
-            length = self._chance.randint(6, 24)
-            text += " ".join(words[begin : begin + length]).capitalize()
-            text += ". " if self._chance.random() < SENTENCES_GO_ON else ".\n\n"
-            begin += length
-        return text.strip()
+        return self._texts.take(self._chance.choice(self.characters))
 
 
 async def publish(bootstrap_servers: str, topic: str, events: Sequence[Event]) -> None:

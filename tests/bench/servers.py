@@ -56,7 +56,14 @@ class Provider:
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "tests.bench.stub", "--port", "0", "--dimensions", str(DIMENSIONS)),
+            *(
+                "-m",
+                "worker.embedded.scripted_provider",
+                "--port",
+                "0",
+                "--dimensions",
+                str(DIMENSIONS),
+            ),
             *("--latency", str(self.latency_seconds), *self.options),
             stdout=asyncio.subprocess.PIPE,
         )

@@ -23,13 +23,13 @@ import numpy as np
 from tests.bench.load import CHUNK_CHARACTERS, COLLECTION
 from tests.bench.peers.registry import Newest, Peer, check, create_table, prepare
 from tests.bench.servers import DIMENSIONS, MODEL, Cost, Servers, cost
-from tests.bench.stub import Pool
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_migrations import Migrations
 from worker.config import DatabaseOptions
 from worker.core.model import ChunkingOptions, Collection
 from worker.core.vector_index import NO_INDEX, VectorIndex
+from worker.embedded.scripted_provider import Pool
 
 LOGS = Path("build/bench/logs")
 _END_SECONDS = 60

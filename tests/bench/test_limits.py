@@ -6,8 +6,8 @@ import pytest
 
 from tests.bench import limits, limits_postgres
 from tests.bench.limits import Limit, documents
-from tests.bench.stub import Pool
 from worker.core.model import ChunkingOptions, Collection
+from worker.embedded.scripted_provider import Pool
 
 CHUNKING = ChunkingOptions("text", 40)
 COLLECTION = Collection(

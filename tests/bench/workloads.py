@@ -22,9 +22,9 @@ from tests.bench.load import Event, Load, partition_of, publish
 from tests.bench.measure import Meter, Run, measured, work_off
 from tests.bench.servers import Provider, Servers
 from tests.bench.subject import Embedfleet
-from tests.support.pace import offered
 from worker.core.chunking import split
 from worker.core.model import ChunkingOptions
+from worker.ops.pace import offered
 
 _ASKS_AT_START = 1
 """A worker that starts asks for one text, to see the length of the model's vectors."""

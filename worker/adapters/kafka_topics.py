@@ -110,6 +110,21 @@ class Topics:
         async with opened_admin(self._options) as admin:
             return [await _create(admin, one) for one in wanted]
 
+    async def delete(self) -> None:
+        """
+        Delete them with all that is in them; what is not there is no error.
+
+        Raises:
+            BrokerUnavailable: some may have been deleted; calling it again is safe.
+            ConfigError: the broker refuses.
+        """
+        names = [*self._options.topics, self._options.dead_letter_topic]
+        async with opened_admin(self._options) as admin:
+            answer = await admin.delete_topics(names, milliseconds(REQUEST_SECONDS))
+            for name, code in answer.topic_error_codes:
+                if (error := for_code(code)) not in (NoError, UnknownTopicOrPartitionError):
+                    raise error(name)
+
     async def describe(self) -> dict[str, TopicDescription]:
         """Return how the topics are, without those that do not exist."""
         names = [*self._options.topics, self._options.dead_letter_topic]

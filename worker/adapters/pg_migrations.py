@@ -102,6 +102,12 @@ class Migrations:
             for found in self._migrations
         ]
 
+    async def drop(self) -> None:
+        """Remove the schema with all that is in it."""
+        async with unhurried(self._options) as connection:
+            await self._lock(connection)
+            await connection.execute(f'drop schema if exists "{self._options.schema}" cascade')
+
     async def _lock(self, connection: Connection) -> None:
         # Another worker's migrations may take longer than a lock should be waited for.
         await connection.execute(

@@ -1,6 +1,7 @@
 """The one-shot job `publish` put together."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,19 +26,35 @@ async def publish(
         ConfigError: there is no such topic, or the broker refuses us.
         BrokerUnavailable: no broker, or no acknowledgement in time.
     """
-    limits = Limits(max_text_bytes=settings.ingest.max_text_bytes, nul=settings.ingest.nul)
+    async with publishing(settings, topic) as publisher:
+        limits = _limits(settings)
+        await publication.run(publisher, sources, max_line_bytes=limits.record_bytes)
+
+
+@asynccontextmanager
+async def publishing(settings: Settings, topic: str) -> AsyncIterator[Publisher]:
+    """
+    Yield a publisher to a topic that is there.
+
+    Raises:
+        ConfigError, BrokerUnavailable: as `publish`.
+    """
     max_record_bytes = await _max_record_bytes(settings.kafka, topic)
     try:
         async with Publisher(
             settings.kafka.bootstrap_servers,
             topic,
             max_record_bytes=max_record_bytes,
-            limits=limits,
+            limits=_limits(settings),
             **_connection(settings.kafka),
         ) as publisher:
-            await publication.run(publisher, sources, max_line_bytes=limits.record_bytes)
+            yield publisher
     except DeliveryFailed as error:
         raise BrokerUnavailable(f"Kafka did not take the events: {error}") from error
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(max_text_bytes=settings.ingest.max_text_bytes, nul=settings.ingest.nul)
 
 
 async def _max_record_bytes(options: KafkaOptions, topic: str) -> int:

@@ -169,6 +169,18 @@ COMMANDS: tuple[Command | Family, ...] = (
         LOOK,
     ),
     Command(
+        "bench",
+        "worker.cli.bench:bench",
+        "Measure workers on this Kafka and this PostgreSQL, in a topic and a schema of their "
+        "own that are removed at the end.",
+        (
+            "embedfleet bench",
+            "embedfleet bench --workers 4 --latency 0.2 --requests-per-minute 3000",
+            "embedfleet bench --documents 200 --model text-embedding-3-small --yes",
+        ),
+        LOOK,
+    ),
+    Command(
         "config",
         "worker.cli.config:config",
         "Show the effective settings and where each comes from; secrets are masked.",

@@ -1,7 +1,7 @@
 """
 The scripted provider of a benchmark: a process of its own that costs little and counts all.
 
-    python -m tests.bench.stub --port 0 --latency 0.03 --requests-per-minute 6000
+    python -m worker.embedded.scripted_provider --latency 0.03 --requests-per-minute 6000
 
 It prints where it listens, answers `POST /v1/embeddings` as OpenAI does (base64 or floats,
 usage, 429 with Retry-After beyond the quota) and `GET /stats`. Vectors depend on the text
@@ -215,12 +215,13 @@ class Stub:
         self._quota = quota
         self._least_seconds = max(0.0, latency_seconds - jitter_seconds)
         self._most_seconds = latency_seconds + jitter_seconds
-        self._chance = random.Random(SEED)
+        self._chance = random.Random(SEED)  # noqa: S311 - a script, no secret
 
     async def started(self, port: int) -> tuple[web.AppRunner, str]:
         """Listen, and return what ends it and the address of the API."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_get("/health", self._health)
         app.router.add_get("/stats", self._stats)
         for signal_name in ("traces", "metrics"):
             app.router.add_post(f"/v1/{signal_name}", self._collect)
@@ -228,6 +229,9 @@ class Stub:
         await runner.setup()
         await web.TCPSite(runner, HOST, port).start()
         return runner, f"http://{HOST}:{runner.addresses[0][1]}/v1"
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
 
     async def _stats(self, _: web.Request) -> web.Response:
         return web.json_response(self.stats.as_json())
@@ -310,7 +314,7 @@ async def serve(options: argparse.Namespace) -> None:
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(
-        prog="tests.bench.stub", description="A scripted provider."
+        prog="scripted_provider", description="A scripted provider."
     )
     parser.add_argument("--port", type=int, default=0, help="0: any; it is printed")
     parser.add_argument("--latency", type=float, default=0.03, help="seconds a request takes")

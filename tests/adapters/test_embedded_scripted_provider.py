@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.bench.stub import Pool, Quota, Stub
+from worker.embedded.scripted_provider import Pool, Quota, Stub
 
 DIMENSIONS = 48
 TEXTS = ["one text", "another", "Österreich 世界", ""]

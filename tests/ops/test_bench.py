@@ -1,0 +1,142 @@
+"""What a benchmark reads out of what workers count, and the load that it makes."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.support.virtual_time import run
+from worker.errors import ConfigError
+from worker.ops import bench
+from worker.ops.bench import Look, Measuring, look_at, since, summed, within_seconds
+from worker.telemetry import Counters
+from worker.telemetry.instruments import FRESHNESS_SECONDS
+
+
+def late(**counts: int) -> tuple[int, ...]:
+    """How many documents were within each bound; `s0_1` is 0.1 s, `more` beyond all."""
+    by_bound = {name.removeprefix("s").replace("_", "."): n for name, n in counts.items()}
+    return (*(by_bound.get(f"{bound:g}", 0) for bound in FRESHNESS_SECONDS),
+            by_bound.get("more", 0))  # fmt: skip
+
+
+class Scripted:
+    """Workers that have done so much at each look; the last one stays."""
+
+    def __init__(self, *looks: Look):
+        self.looks = list(looks)
+
+    def look(self):
+        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+
+
+def measure(workers, call):
+    """Run in virtual time; returns the result and what was told meanwhile."""
+    told = []
+
+    async def main():
+        clock = asyncio.get_running_loop().time
+        return await call(Measuring(workers, clock=clock, watch=told.append))
+
+    return run(main()), told
+
+
+# ---- what is measured ----
+
+
+def test_a_phase_lasts_until_so_many_events_more_are_settled():
+    start = Look(settled=7, cpu_seconds=3.0)
+    first = Look(settled=107, cpu_seconds=3.2, requests=2, embedded=50, peak_bytes=5)
+    last = Look(settled=1007, cpu_seconds=4.0, requests=3, embedded=300, peak_bytes=9)
+    workers = Scripted(start, start, first, first, first, last)
+    phase, told = measure(workers, lambda measuring: measuring.phase("new", 1000))
+    assert phase.used.settled == 1000
+    assert phase.rate == pytest.approx(1000 / (4 * bench.LOOK_SECONDS))
+    assert phase.cpu_us == pytest.approx(1000)
+    assert phase.requests_for_1000_chunks == pytest.approx(10)
+    assert phase.used.peak_bytes == 9
+    assert [(far.doing, far.share) for far in told] == [("new", 0.0), *[("new", 0.1)] * 3]
+
+
+def test_nothing_embedded_has_no_requests_a_chunk():
+    phase = bench.Phase("again", 1.0, Look(settled=10))
+    assert phase.requests_for_1000_chunks is None
+
+
+def test_workers_have_joined_when_all_partitions_are_owned_and_nobody_has_none():
+    looks = [Look(partitions=0, idle=2), Look(partitions=8, idle=1), Look(partitions=8)]
+    workers = Scripted(*looks)
+    _, told = measure(workers, lambda measuring: measuring.joined(8))
+    assert [far.share for far in told] == [0.0, 1.0]
+    assert workers.looks == looks[-1:]
+
+
+def test_silence_of_two_minutes_is_an_error_and_slowness_is_none():
+    silent = Scripted(Look(settled=0), Look(settled=1), Look(settled=5))
+    with pytest.raises(ConfigError, match=r"nothing was done for 120 s \(new\)"):
+        measure(silent, lambda measuring: measuring.phase("new", 10))
+    each_minute = round(60 / bench.LOOK_SECONDS)
+    slow = Scripted(*(Look(settled=done) for done in range(11) for _ in range(each_minute)))
+    phase, told = measure(slow, lambda measuring: measuring.phase("new", 10))
+    assert phase.seconds == pytest.approx(10 * 60, rel=0.01)
+    assert any(far.left_seconds and far.left_seconds > 60 for far in told)
+
+
+def test_looks_are_added_up_and_the_largest_memory_counts():
+    one = Look(4, 0, 10, 1, 20, 3, 1, 2.0, 100, late(s0_1=9))
+    two = Look(0, 1, 1, 0, 2, 1, 0, 0.5, 300, late(s0_1=1, more=2))
+    assert summed([one, two]) == Look(4, 1, 11, 1, 22, 4, 1, 2.5, 300, late(s0_1=10, more=2))
+    assert since(two, summed([one, two])) == Look(4, 1, 10, 1, 20, 3, 1, 2.0, 300, late(s0_1=9))
+
+
+def test_a_look_reads_what_a_worker_counts():
+    counters = Counters()
+    counters.documents_total = 7
+    counters.outcomes["stored", ""] = 4
+    counters.outcomes["deadlettered", "undecodable"] = 2
+    counters.outcomes["deadlettered", "content_filter"] = 1
+    counters.provider_requests_total.update({"2xx": 5, "429": 3})
+    counters.chunks_embedded_total = 11
+    counters.freshness.record(0.09)
+    seen = look_at(counters, partitions=0, cpu_seconds=1.5, peak_bytes=6)
+    assert seen == Look(0, 1, 7, 3, 11, 8, 3, 1.5, 6, late(s0_1=1))
+    assert look_at(counters, partitions=3, cpu_seconds=0, peak_bytes=0)[:2] == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "share", "bound"),
+    [
+        (late(s0_05=50, s0_1=50), 0.5, 0.05),
+        (late(s0_05=49, s0_1=51), 0.5, 0.1),
+        (late(s0_05=98, s1=1, s60=1), 0.99, 1.0),
+        (late(s0_05=98, s1=1, s60=1), 1.0, 60.0),
+        (late(s0_05=1, more=99), 0.5, None),
+    ],
+)
+def test_lateness_is_the_bound_that_the_share_did_not_exceed(fresh, share, bound):
+    assert within_seconds(fresh, share) == bound
+
+
+# ---- the load ----
+
+
+def test_documents_are_the_same_every_time_whatever_their_version():
+    first, again = list(bench.documents(500, 20)), list(bench.documents(500, 20, version=2))
+    assert [one.text for one in first] == [one.text for one in again]
+    assert {one.version for one in first} == {1}
+    assert {one.version for one in again} == {2}
+    assert len({one.id for one in first}) == len({one.text for one in first}) == 20
+    assert all(400 < len(one.text) < 600 for one in first)
+    other = list(bench.documents(500, 20, series="late"))
+    assert not {one.id for one in first} & {one.id for one in other}
+    assert not {one.text for one in first} & {one.text for one in other}
+
+
+def test_what_is_offered_says_when_it_was_to_be_sent_however_late_it_is_taken():
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+
+    async def main():
+        events = bench.on_time(list(bench.documents(100, 5)), 1000.0, lambda: began)
+        return [(event.id, event.occurred_at - began) async for event in events]
+
+    assert run(main()) == [(f"d{n:07d}", timedelta(milliseconds=n)) for n in range(5)]

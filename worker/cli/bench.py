@@ -1,0 +1,191 @@
+"""The command `bench`."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import validators
+
+from worker.cli.index_screen import watched
+from worker.cli.output import say, show, show_json, show_table
+from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
+from worker.config import Settings
+from worker.errors import ConfigError
+from worker.ops.index_build import Far
+
+if TYPE_CHECKING:  # it loads client libraries, which the help does without
+    from worker.app.bench_job import Asked
+    from worker.ops.bench import Phase
+
+Documents = Annotated[
+    int, option("New documents of the first phase.", validator=validators.Number(gte=100))
+]
+Characters = Annotated[
+    int, option("Length of a document.", validator=validators.Number(gte=100, lte=500_000))
+]
+Size = Annotated[
+    int,
+    option("Characters of a chunk at most.", validator=validators.Number(gte=1, lte=100_000)),
+]
+Workers = Annotated[
+    int,
+    option(
+        "Workers, each a process on this machine.", validator=validators.Number(gte=1, lte=64)
+    ),
+]
+Partitions = Annotated[
+    int, option("Partitions of the topic.", validator=validators.Number(gte=1, lte=1000))
+]
+Replication = Annotated[
+    int | None,
+    option("Its replicas [default: the broker's].", validator=validators.Number(gte=1)),
+]
+Dimensions = Annotated[
+    int, option("Length of the vectors.", validator=validators.Number(gte=1, lte=4000))
+]
+Index = Annotated[bool, switch("--index", "With an HNSW index from the beginning.")]
+Model = Annotated[
+    str | None,
+    option(
+        "Let the provider of the settings embed with this model, which it may bill "
+        "[default: a scripted provider on this machine, which is free]."
+    ),
+]
+Latency = Annotated[
+    float,
+    option(
+        "Seconds that the scripted provider takes for a request.",
+        validator=validators.Number(gte=0, lte=60),
+    ),
+]
+Quota = Annotated[
+    int | None,
+    option(
+        "Requests a minute that the scripted provider takes [default: any number].",
+        validator=validators.Number(gte=1),
+    ),
+]
+Yes = Annotated[bool, switch("--yes", "With --model: send the texts, whatever that costs.")]
+
+CHARACTERS_OF_A_TOKEN = 4
+_SHARES = (0.5, 0.99)
+
+
+def bench(
+    *,
+    documents: Documents = 10_000,
+    characters: Characters = 4_000,
+    size: Size = 1_200,
+    workers: Workers = 1,
+    partitions: Partitions = 8,
+    replication: Replication = None,
+    dimensions: Dimensions = 1536,
+    index: Index = False,
+    model: Model = None,
+    latency: Latency = 0.05,
+    requests_per_minute: Quota = None,
+    yes: Yes = False,
+    json: Json = False,
+    settings: WithSettings = DEFAULTS,
+) -> int:
+    """Measure workers on this Kafka and this PostgreSQL."""
+    from worker.app import bench_job
+    from worker.app.process import run_loop
+
+    if workers > partitions:
+        raise ConfigError(f"{workers} workers need as many partitions: say --partitions")
+    asked = bench_job.Asked(
+        documents=documents,
+        characters=characters,
+        chunk_characters=size,
+        workers=workers,
+        partitions=partitions,
+        replication=replication,
+        dimensions=dimensions,
+        has_index=index,
+        model=model,
+        latency_seconds=latency,
+        requests_per_minute=requests_per_minute,
+    )
+    if model is not None and not yes:
+        tokens = 2 * documents * characters // CHARACTERS_OF_A_TOKEN
+        say(
+            f"nothing was done: say --yes, to send up to {tokens:,} tokens to "
+            f"{settings.embedding.url}"
+        )
+        return 1
+    with watched() as watch:
+
+        def tell(far: Far) -> None:
+            watch("bench", far)
+
+        phases = run_loop(bench_job.run(settings, asked, tell))
+    return _told(phases, asked, settings, as_json=json)
+
+
+def _told(phases: list["Phase"], asked: "Asked", settings: Settings, *, as_json: bool) -> int:
+    if as_json:
+        show_json([_facts(phase) for phase in phases])
+    else:
+        _show(phases, asked, settings)
+    letters = sum(phase.used.dead_letters for phase in phases)
+    if letters:
+        say(f"{letters:,} of the documents became dead letters: the figures mean nothing")
+    return 1 if letters else 0
+
+
+def _show(phases: list["Phase"], asked: "Asked", settings: Settings) -> None:
+    who = "one worker" if asked.workers == 1 else f"{asked.workers} workers"
+    provider = (
+        f"a scripted provider of {asked.latency_seconds:g} s"
+        if asked.model is None
+        else f"{asked.model} of {settings.embedding.url}"
+    )
+    show(
+        f"{who}, {asked.partitions} partitions, documents of {asked.characters:,} characters, "
+        f"{asked.dimensions:,} dimensions, {provider}\n"
+    )
+    head = ("phase", "documents/s", "cpu us each", "chunks embedded", "requests for 1,000")
+    show_table(head, map(_row, phases), empty="")
+    *_, fresh = phases
+    show(f"\nsearchable after: {', '.join(map(_late, _lateness(fresh).items()))}")
+    peak = max(phase.used.peak_bytes for phase in phases)
+    show(f"memory of a worker: {peak / 2**20:.0f} MiB at most")
+    if refused := sum(phase.used.refused for phase in phases):
+        show(f"429s: {refused / sum(phase.used.requests for phase in phases):.1%} of requests")
+
+
+def _row(phase: "Phase") -> tuple[object, ...]:
+    packed = phase.requests_for_1000_chunks
+    return (
+        phase.name,
+        f"{phase.rate:,.0f}",
+        f"{phase.cpu_us:,.0f}",
+        f"{phase.used.embedded:,}",
+        None if packed is None else f"{packed:.1f}",
+    )
+
+
+def _lateness(phase: "Phase") -> dict[float, float | None]:
+    from worker.ops.bench import within_seconds
+
+    return {share: within_seconds(phase.used.fresh, share) for share in _SHARES}
+
+
+def _late(share_and_bound: tuple[float, float | None]) -> str:
+    share, bound = share_and_bound
+    return f"{share:.0%} within {'a day or more' if bound is None else f'{bound:g} s'}"
+
+
+def _facts(phase: "Phase") -> dict[str, Any]:
+    return {
+        "phase": phase.name,
+        "documents": phase.used.settled,
+        "seconds": phase.seconds,
+        "documents_per_second": phase.rate,
+        "cpu_us": phase.cpu_us,
+        "chunks_embedded": phase.used.embedded,
+        "requests": phase.used.requests,
+        "refused": phase.used.refused,
+        "dead_letters": phase.used.dead_letters,
+        "peak_bytes": phase.used.peak_bytes,
+        "within_seconds": {str(share): bound for share, bound in _lateness(phase).items()},
+    }

@@ -1,0 +1,246 @@
+"""
+One-shot job: what workers reach with this Kafka, this PostgreSQL and this provider.
+
+Three phases: new documents as fast as they are taken, the same published again as new versions,
+and new ones offered at half the rate of the first phase. Reads what workers count by
+themselves, and only while each partition has its owner: who takes one over does some records
+again, which two would count. Rates are from when the first event is sent to when the last one
+is settled, and how late a document is counts from when it was to be sent (coordinated
+omission).
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple, Protocol
+
+from msgspec.structs import replace
+
+from schemas.events import DocumentUpserted
+from worker.errors import ConfigError
+from worker.ops.index_build import Far, Pace
+from worker.ops.made_up_texts import MadeUpTexts
+from worker.ops.pace import offered
+from worker.ports import Clock
+from worker.telemetry import Counters
+from worker.telemetry.instruments import FRESHNESS_SECONDS
+
+COLLECTION = "bench"
+TENANT = "bench"
+SEED = 20_261_125
+LOOK_SECONDS = 0.05
+SILENT_SECONDS = 120.0
+"""A provider whose quota is a minute's may be silent for one."""
+
+Watch = Callable[[Far], object]
+
+
+class Look(NamedTuple):
+    """
+    What workers have done so far, in sum; `peak_bytes` of memory is the largest one's.
+
+    They own so many `partitions`, and `idle` of them none. `fresh` counts stored documents by
+    how late they were, in the buckets of the instrument `freshness`.
+    """
+
+    partitions: int = 0
+    idle: int = 0
+    settled: int = 0
+    dead_letters: int = 0
+    embedded: int = 0
+    requests: int = 0
+    refused: int = 0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+    fresh: tuple[int, ...] = (0,) * (len(FRESHNESS_SECONDS) + 1)
+
+
+class Workers(Protocol):
+    """Some workers of one group that run."""
+
+    def look(self) -> Look:
+        """
+        Return what they have done so far.
+
+        Raises:
+            ConfigError: one has ended by itself.
+        """
+
+
+class Phase(NamedTuple):
+    """What was seen in one phase: what was done in so many seconds."""
+
+    name: str
+    seconds: float
+    used: Look
+
+    @property
+    def rate(self) -> float:
+        """Events settled a second."""
+        return self.used.settled / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of the workers' processor time an event."""
+        return self.used.cpu_seconds / self.used.settled * 1e6
+
+    @property
+    def requests_for_1000_chunks(self) -> float | None:
+        """Requests to the provider; None where nothing was embedded."""
+        return self.used.requests / self.used.embedded * 1000 if self.used.embedded else None
+
+
+def look_at(
+    counters: Counters, *, partitions: int, cpu_seconds: float, peak_bytes: int
+) -> Look:
+    """Return what one worker has done."""
+    letters = sum(
+        count for (how, _), count in counters.outcomes.items() if how == "deadlettered"
+    )
+    requests = counters.provider_requests_total
+    return Look(
+        partitions,
+        int(partitions == 0),
+        counters.documents_total,
+        letters,
+        counters.chunks_embedded_total,
+        requests.total(),
+        requests["429"],
+        cpu_seconds,
+        peak_bytes,
+        tuple(counters.freshness.counts),
+    )
+
+
+def summed(looks: Iterable[Look]) -> Look:
+    """Return what several workers have done together."""
+    each = list(looks)
+    return Look(
+        sum(one.partitions for one in each),
+        sum(one.idle for one in each),
+        sum(one.settled for one in each),
+        sum(one.dead_letters for one in each),
+        sum(one.embedded for one in each),
+        sum(one.requests for one in each),
+        sum(one.refused for one in each),
+        sum(one.cpu_seconds for one in each),
+        max((one.peak_bytes for one in each), default=0),
+        _added([one.fresh for one in each]),
+    )
+
+
+def _added(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*rows, strict=True))) if rows else Look().fresh
+
+
+def since(first: Look, last: Look) -> Look:
+    """Return what was done between two looks; the peak is the later one."""
+    return Look(
+        last.partitions,
+        last.idle,
+        last.settled - first.settled,
+        last.dead_letters - first.dead_letters,
+        last.embedded - first.embedded,
+        last.requests - first.requests,
+        last.refused - first.refused,
+        last.cpu_seconds - first.cpu_seconds,
+        last.peak_bytes,
+        tuple(b - a for a, b in zip(first.fresh, last.fresh, strict=True)),
+    )
+
+
+def within_seconds(fresh: Sequence[int], share: float) -> float | None:
+    """
+    Return a bound that this share of documents did not exceed; None: above all bounds.
+
+        >>> within_seconds([50, 49, 1] + [0] * 13, 0.99)
+        0.1
+    """
+    wanted = share * sum(fresh)
+    below = 0
+    for bound, count in zip(FRESHNESS_SECONDS, fresh[:-1], strict=True):
+        below += count
+        if below >= wanted:
+            return float(bound)
+    return None
+
+
+class Measuring:
+    """Looks at workers until so many events are settled."""
+
+    def __init__(self, workers: Workers, *, clock: Clock, watch: Watch) -> None:
+        self._workers = workers
+        self._clock = clock
+        self._watch = watch
+
+    async def joined(self, partitions: int) -> None:
+        """
+        Return when all partitions have an owner, and all workers have some.
+
+        Raises:
+            ConfigError: that takes two minutes, or a worker has ended.
+        """
+        await self._until(
+            lambda look: look.partitions == partitions and not look.idle,
+            "workers join the group",
+            lambda look: look.partitions / partitions,
+        )
+
+    async def phase(self, name: str, events: int) -> Phase:
+        """
+        Return what is seen from now on until so many events more are settled.
+
+        Raises:
+            ConfigError: nothing was settled for two minutes, or a worker has ended.
+        """
+        first, began = self._workers.look(), self._clock()
+
+        def share(look: Look) -> float:
+            return (look.settled - first.settled) / events
+
+        last = await self._until(lambda look: share(look) >= 1, name, share)
+        return Phase(name, self._clock() - began, since(first, last))
+
+    async def _until(
+        self, done: Callable[[Look], bool], name: str, share: Callable[[Look], float]
+    ) -> Look:
+        began = changed = self._clock()
+        look = self._workers.look()
+        while not done(look):
+            now = self._clock()
+            left_seconds = Pace(began, 0.0).left_seconds(now, share(look))
+            self._watch(Far(name, share(look), left_seconds))
+            await asyncio.sleep(LOOK_SECONDS)
+            seen = self._workers.look()
+            if share(seen) != share(look):
+                changed = now
+            elif now - changed > SILENT_SECONDS:
+                raise ConfigError(f"nothing was done for {SILENT_SECONDS:g} s ({name})")
+            look = seen
+        return look
+
+
+def documents(
+    characters: int, count: int, *, version: int = 1, series: str = "d"
+) -> Iterator[DocumentUpserted]:
+    """Yield documents of about so many characters; a series is the same every time."""
+    texts = MadeUpTexts(random.Random(f"{SEED} {series}"))  # noqa: S311 - a load, no secret
+    for number in range(count):
+        yield DocumentUpserted(
+            tenant=TENANT,
+            collection=COLLECTION,
+            id=f"{series}{number:07d}",
+            version=version,
+            text=texts.take(characters),
+        )
+
+
+async def on_time(
+    events: Sequence[DocumentUpserted], per_second: float, now: Callable[[], datetime]
+) -> AsyncIterator[DocumentUpserted]:
+    """Yield events at this rate, each of which says when it was to be sent."""
+    began = now()
+    async for number in offered(len(events), per_second):
+        due = began + timedelta(seconds=number / per_second)
+        yield replace(events[number], occurred_at=due)
