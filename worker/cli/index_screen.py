@@ -1,4 +1,4 @@
-"""How far the builds of indexes are: a bar on a terminal, else a line now and then."""
+"""How far a job is: a bar on a terminal, else a line now and then."""
 
 import sys
 from collections.abc import Callable, Iterator
