@@ -46,7 +46,7 @@ def advise(load: Load, drain_seconds: float) -> Advice:
     """
     Return how many workers settle what waits within `drain_seconds`, beside what arrives.
 
-    Never more than there are partitions, never fewer than one. A fleet that a breaker or the
+    Never fewer than one, and no fleet grows beyond its partitions. One that a breaker or the
     provider's quota holds back stays as it is: more workers would only be refused more often.
     One that keeps up is made smaller step by step, as its rate says nothing about what it
     could do.
@@ -62,15 +62,11 @@ def advise(load: Load, drain_seconds: float) -> Advice:
     if load.is_quota_bound:
         return Advice(workers, "quota_bound")
     if load.settled <= 0:
-        wanted = workers  # nothing is known of what a worker does
-    else:
-        needed = load.arriving + load.lag / drain_seconds
-        # More than partitions are too many, however many.
-        most = max(workers, load.partitions + 1)
-        wanted = max(workers, ceil(min(most, workers * needed / load.settled)))
-    if wanted > load.partitions:
-        return Advice(max(1, load.partitions), "partition_bound")
-    return Advice(wanted, "lag")
+        return _within(load, workers)  # nothing is known of what a worker does
+    needed = load.arriving + load.lag / drain_seconds
+    # Bounded before it is rounded: the less was settled, the nearer it is to infinity.
+    wanted = ceil(min(load.partitions + 1, workers * needed / load.settled))
+    return _within(load, max(workers, wanted))
 
 
 def _spared(load: Load, workers: int) -> Advice:
@@ -79,6 +75,10 @@ def _spared(load: Load, workers: int) -> Advice:
     fewer = workers - workers // STEP - 1
     if fewer > 0 and load.busy_share * workers / fewer < BUSY_SHARE:
         return Advice(min(fewer, max(1, load.partitions)), "idle")
-    if workers > load.partitions:
+    return _within(load, workers)
+
+
+def _within(load: Load, wanted: int) -> Advice:
+    if wanted > load.partitions:
         return Advice(max(1, load.partitions), "partition_bound")
-    return Advice(workers, "lag")
+    return Advice(wanted, "lag")
