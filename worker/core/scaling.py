@@ -48,11 +48,14 @@ def advise(load: Load, drain_seconds: float) -> Advice:
 
     Never fewer than one, and no fleet grows beyond its partitions. One that a breaker or the
     provider's quota holds back stays as it is: more workers would only be refused more often.
-    One that keeps up is made smaller step by step, as its rate says nothing about what it
-    could do.
+    One that keeps up (it settles what arrives, and at that rate what waits in time) is made
+    smaller step by step, as its rate says nothing about what it could do.
 
-        >>> advise(Load(2, 12, 6_000, 10.0, 20.0, 1.0), drain_seconds=300)
-        Advice(replicas=3, reason='lag')
+        >>> behind = Load(2, 12, lag=9_000, arriving=10.0, settled=20.0, busy_share=1.0)
+        >>> advise(behind, drain_seconds=300)
+        Advice(replicas=4, reason='lag')
+        >>> advise(behind._replace(is_quota_bound=True), drain_seconds=300)
+        Advice(replicas=2, reason='quota_bound')
     """
     workers = max(1, load.workers)
     if load.is_open:
