@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.support.manifests import ROOT
+from tests.support.watching import ROOT
 from worker.cli.setting_names import all_settings
 from worker.config import KafkaOptions
 from worker.embedded.wordllama_model import DIMENSIONS, NAME

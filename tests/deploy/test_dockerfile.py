@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from tests.support.manifests import ROOT
+from tests.support.watching import ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 STAGES = {

@@ -1,4 +1,9 @@
-"""The Kubernetes files are current, hardened, and agree with the worker."""
+"""
+The Kubernetes files are hardened, and agree with the worker.
+
+That what is rendered is current is shown where all generated files are compared
+(`tests/schemas/test_specification.py`).
+"""
 
 import json
 import re
@@ -7,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError, validate
 
-from tests.support import manifests
+from tests.support import manifests, watching
 from worker.adapters.admin_http import PATHS
 from worker.cli.setting_names import all_settings
 from worker.config import KafkaOptions, TelemetryOptions
@@ -30,12 +35,6 @@ def of(kind: str) -> dict[str, Any]:
 
 PODS = [of(kind)["spec"]["template"]["spec"] for kind in ("Deployment", "Job")]
 WORKER = PODS[0]["containers"][0]
-
-
-@pytest.mark.parametrize("path", manifests.generated())
-def test_what_is_rendered_is_current(path: str) -> None:
-    found = (manifests.ROOT / path).read_text(encoding="utf-8")
-    assert found == manifests.generated()[path](), "run `make schemas`"
 
 
 @pytest.mark.parametrize("name", manifests.COMPONENTS)
@@ -141,7 +140,7 @@ def test_who_scales_is_alone_to_say_how_many_workers_there_are(by: str) -> None:
     assert "replicas" not in workers["spec"]
     assert deployments()[0]["spec"]["replicas"] == VALUES["replicas"]
     component = f"compose/kubernetes/components/scaling-by-{by}/kustomization.yaml"
-    assert "/spec/replicas" in manifests.generated()[component]()
+    assert "/spec/replicas" in manifests.generated()[component]
 
 
 def deployments(**changes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -187,7 +186,7 @@ def test_more_secrets_files_and_annotations_can_be_given() -> None:
 
 
 def test_kustomize_has_the_same_settings() -> None:
-    text = manifests.generated()["compose/kubernetes/base/settings.env"]()
+    text = manifests.generated()["compose/kubernetes/base/settings.env"]
     pairs = [line.split("=", 1) for line in text.splitlines() if not line.startswith("#")]
     assert dict(pairs) == of_configuration()
 
@@ -220,6 +219,4 @@ def test_values_that_mean_nothing_are_refused(section: str, change: dict[str, An
 
 
 def test_the_rules_are_those_of_prometheus() -> None:
-    assert of("PrometheusRule")["spec"] == manifests.yaml.safe_load(
-        manifests.ALERTS.read_text(encoding="utf-8")
-    )
+    assert of("PrometheusRule")["spec"] == watching.load(watching.ALERTS)
