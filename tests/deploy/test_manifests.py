@@ -110,6 +110,28 @@ def test_everything_that_selects_pods_selects_the_workers() -> None:
     assert not of("Service")["spec"]["selector"].items() <= job.items()
 
 
+def test_a_roll_out_and_an_emptied_node_take_one_worker_at_a_time() -> None:
+    spec = of("Deployment")["spec"]
+    assert spec["strategy"]["type"] == "RollingUpdate"
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert of("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    spread = {one["topologyKey"] for one in PODS[0]["topologySpreadConstraints"]}
+    assert spread == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+
+
+def test_the_network_policy_lets_out_what_the_settings_name() -> None:
+    spec = of("NetworkPolicy")["spec"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    (admin,) = spec["ingress"][0]["ports"]
+    assert admin["port"] == TelemetryOptions().admin_port
+    out = {port["port"] for rule in spec["egress"] for port in rule["ports"]}
+    settings = of_configuration()
+    (kafka,) = re.findall(r":(\d+)$", settings["EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS"])
+    (database,) = re.findall(r":(\d+)/", settings["EMBEDFLEET_DATABASE_URL"])
+    assert settings["EMBEDFLEET_EMBEDDING_URL"].startswith("https://")
+    assert {53, int(kafka), int(database), 443} <= out
+
+
 def test_migrations_come_before_the_workers() -> None:
     annotations = of("Job")["metadata"]["annotations"]
     assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
