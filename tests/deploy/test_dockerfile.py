@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from tests.support.manifests import ROOT
+from tests.support.watching import ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 STAGES = {
@@ -30,8 +30,9 @@ def test_it_runs_as_a_numbered_user_without_a_shell() -> None:
     assert re.search(r"^USER (\d+):\d+$", STAGES["runtime"], re.MULTILINE)[1] != "0"
     assert 'ENTRYPOINT ["embedfleet"]' in STAGES["worker"]
     assert 'CMD ["run"]' in STAGES["worker"]
-    assert "HEALTHCHECK" in STAGES["worker"]
-    assert 'CMD ["embedfleet", "health"]' in STAGES["worker"]
+    assert re.search(
+        r'^HEALTHCHECK .*CMD \["embedfleet", "health"\]$', STAGES["worker"], re.MULTILINE
+    )
     assert "RUN" not in STAGES["worker"] + STAGES["runtime"]
 
 
@@ -42,6 +43,21 @@ def test_dependencies_come_by_their_hashes_and_before_the_code() -> None:
     assert "COPY pyproject.toml requirements.lock ./" in base
     assert "COPY worker" not in base
     assert "COPY worker worker" in STAGES["build"]
+
+
+def test_what_is_downloaded_is_kept_for_the_next_build_and_out_of_the_image() -> None:
+    steps = re.findall(r"^RUN (?:.*\\\n)*.*$", TEXT, re.MULTILINE)
+    assert len(steps) == 4
+    for step in steps:
+        assert step.startswith("RUN --mount=type=cache,target=/root/.cache/")
+
+
+@pytest.mark.parametrize("stage", ["worker", "embeddings"])
+def test_an_image_says_what_it_is(stage: str) -> None:
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', STAGES[stage]))
+    assert labels["title"].startswith(PROJECT["name"])
+    assert labels["description"].endswith(".")
+    assert labels["licenses"] == PROJECT["license"]
 
 
 def test_the_workers_image_has_no_extras() -> None:

@@ -1,4 +1,9 @@
-"""The Kubernetes files are current, hardened, and agree with the worker."""
+"""
+The Kubernetes files are hardened, and agree with the worker.
+
+That what is rendered is current is shown where all generated files are compared
+(`tests/schemas/test_specification.py`).
+"""
 
 import json
 import re
@@ -7,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError, validate
 
-from tests.support import manifests
+from tests.support import manifests, watching
 from worker.adapters.admin_http import PATHS
 from worker.cli.setting_names import all_settings
 from worker.config import KafkaOptions, TelemetryOptions
@@ -30,12 +35,6 @@ def of(kind: str) -> dict[str, Any]:
 
 PODS = [of(kind)["spec"]["template"]["spec"] for kind in ("Deployment", "Job")]
 WORKER = PODS[0]["containers"][0]
-
-
-@pytest.mark.parametrize("path", manifests.generated())
-def test_what_is_rendered_is_current(path: str) -> None:
-    found = (manifests.ROOT / path).read_text(encoding="utf-8")
-    assert found == manifests.generated()[path](), "run `make schemas`"
 
 
 @pytest.mark.parametrize("name", manifests.COMPONENTS)
@@ -111,6 +110,28 @@ def test_everything_that_selects_pods_selects_the_workers() -> None:
     assert not of("Service")["spec"]["selector"].items() <= job.items()
 
 
+def test_a_roll_out_and_an_emptied_node_take_one_worker_at_a_time() -> None:
+    spec = of("Deployment")["spec"]
+    assert spec["strategy"]["type"] == "RollingUpdate"
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert of("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    spread = {one["topologyKey"] for one in PODS[0]["topologySpreadConstraints"]}
+    assert spread == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+
+
+def test_the_network_policy_lets_out_what_the_settings_name() -> None:
+    spec = of("NetworkPolicy")["spec"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    (admin,) = spec["ingress"][0]["ports"]
+    assert admin["port"] == TelemetryOptions().admin_port
+    out = {port["port"] for rule in spec["egress"] for port in rule["ports"]}
+    settings = of_configuration()
+    (kafka,) = re.findall(r":(\d+)$", settings["EMBEDFLEET_KAFKA_BOOTSTRAP_SERVERS"])
+    (database,) = re.findall(r":(\d+)/", settings["EMBEDFLEET_DATABASE_URL"])
+    assert settings["EMBEDFLEET_EMBEDDING_URL"].startswith("https://")
+    assert {53, int(kafka), int(database), 443} <= out
+
+
 def test_migrations_come_before_the_workers() -> None:
     annotations = of("Job")["metadata"]["annotations"]
     assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
@@ -141,7 +162,7 @@ def test_who_scales_is_alone_to_say_how_many_workers_there_are(by: str) -> None:
     assert "replicas" not in workers["spec"]
     assert deployments()[0]["spec"]["replicas"] == VALUES["replicas"]
     component = f"compose/kubernetes/components/scaling-by-{by}/kustomization.yaml"
-    assert "/spec/replicas" in manifests.generated()[component]()
+    assert "/spec/replicas" in manifests.generated()[component]
 
 
 def deployments(**changes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -187,7 +208,7 @@ def test_more_secrets_files_and_annotations_can_be_given() -> None:
 
 
 def test_kustomize_has_the_same_settings() -> None:
-    text = manifests.generated()["compose/kubernetes/base/settings.env"]()
+    text = manifests.generated()["compose/kubernetes/base/settings.env"]
     pairs = [line.split("=", 1) for line in text.splitlines() if not line.startswith("#")]
     assert dict(pairs) == of_configuration()
 
@@ -220,6 +241,4 @@ def test_values_that_mean_nothing_are_refused(section: str, change: dict[str, An
 
 
 def test_the_rules_are_those_of_prometheus() -> None:
-    assert of("PrometheusRule")["spec"] == manifests.yaml.safe_load(
-        manifests.ALERTS.read_text(encoding="utf-8")
-    )
+    assert of("PrometheusRule")["spec"] == watching.load(watching.ALERTS)

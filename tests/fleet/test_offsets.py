@@ -1,5 +1,6 @@
 """What Kafka is told of a group: never ahead of the table, and shown by Kafka's own tools."""
 
+import asyncio
 import signal
 from itertools import count
 
@@ -56,3 +57,22 @@ async def test_the_group_is_never_ahead_of_the_table_and_kafka_s_own_tools_show_
     assert [offset.lag for offset in shown.values()] == [0] * 4
     assert await fleet.stored() == await fleet.expected()
     assert await first.ended() == 0
+
+
+async def test_workers_that_are_stopped_as_they_work_leave_the_group_where_the_table_is(
+    make_fleet,
+):
+    fleet = await make_fleet(partitions=4)
+    workers = [await fleet.start(), await fleet.start()]
+
+    async def all_move():
+        progress = await fleet.progress()
+        return len(progress) == 4 and all(progress.values())
+
+    async with fleet.flow(endless()):
+        await fleet.until(lambda: fleet.is_shared_by(*workers))
+        await fleet.until(all_move)
+        async with asyncio.TaskGroup() as group:
+            stops = [group.create_task(fleet.stop(worker)) for worker in workers]
+    assert [stop.result() for stop in stops] == [0, 0]
+    assert await fleet.committed() == await fleet.progress()

@@ -22,6 +22,7 @@ from tests.manifests import kube_schemas, tools
 from tests.support import manifests
 from tests.support.servers import open_folder
 from tests.support.verdicts import Verdict
+from tests.support.watching import ROOT
 from worker.embedded.ports import ReservedPort
 
 _WHAT_NEEDS = {
@@ -39,8 +40,8 @@ NOT_VERIFIED: tuple[str, ...] = (
     "KEDA and the Prometheus operator at work: their resources are checked, not acted upon",
 )
 _KUBERNETES = kube_schemas.KUBERNETES.partition("@v")[2]
-_SAID_CHARACTERS = 120
 _RESTRICTED = ("enforce", "warn", "audit")
+_NAMED = {"ConfigMap", "Deployment", "Job"}
 _FLAGS = {
     name: [
         f"{section}.{key}={json.dumps(value)}"
@@ -49,7 +50,6 @@ _FLAGS = {
     ]
     for name, changes in manifests.COMPONENTS.items()
 }
-
 
 Finding = tuple[str, bool]
 """What was seen, and whether it is as claimed."""
@@ -73,7 +73,7 @@ def _tried(claim: str, attempt: Callable[[], Finding]) -> Verdict:
     try:
         seen, held = attempt()
     except subprocess.CalledProcessError as error:
-        seen, held = " ".join((error.stdout + error.stderr).split())[-_SAID_CHARACTERS:], False
+        seen, held = tools.end_of(error.stdout + error.stderr), False
     return Verdict(claim, seen, held)
 
 
@@ -86,14 +86,6 @@ def _everything() -> list[dict[str, Any]]:
             for one in manifests.rendered(name, manifests.values(**changes))
         ]
     return found
-
-
-def _output(*words: str | Path) -> str:
-    tool = tools.find(str(words[0]))
-    assert tool is not None
-    return subprocess.run(
-        [tool, *map(str, words[1:])], capture_output=True, text=True, check=True
-    ).stdout
 
 
 def _by_helm() -> Iterator[Verdict]:
@@ -111,7 +103,7 @@ def _by_helm() -> Iterator[Verdict]:
 def _templated(changes: dict[str, Any], flags: list[str]) -> Finding:
     # One that was built of its module takes Kubernetes to be ancient.
     words = ["--kube-version", _KUBERNETES, "--namespace", manifests.NAMESPACE]
-    shown = _output(
+    shown = tools.output(
         *("helm", "template", manifests.RELEASE, manifests.CHART, *words, *_set(flags))
     )
     names = (*manifests.BASE, *manifests.COMPONENTS)
@@ -148,12 +140,12 @@ def _by_kustomize(folder: Path) -> Iterator[Verdict]:
 
 
 def _from_readme(folder: Path) -> Path:
-    text = (manifests.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(r"```yaml\n# kustomization\.yaml\n(.*?)```", text, re.DOTALL)
     assert found is not None
     folder.mkdir()
     (folder / "kustomization.yaml").write_text(found[1], encoding="utf-8")
-    (folder / "embedfleet").symlink_to(manifests.ROOT)
+    (folder / "embedfleet").symlink_to(ROOT)
     return folder
 
 
@@ -172,7 +164,7 @@ def _beside(folder: Path, component: str) -> str:
 
 def _kustomize(folder: Path) -> list[dict[str, Any]]:
     return _loaded(
-        _output("kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", folder)
+        tools.output("kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", folder)
     )
 
 
@@ -208,9 +200,6 @@ def _named_anew(overlay: Path) -> Finding:
     return f"{new}, in {len(used)} pods", held
 
 
-_NAMED = {"ConfigMap", "Deployment", "Job"}
-
-
 def _sorted(objects: list[dict[str, Any]]) -> list[str]:
     return sorted(yaml.safe_dump(one, sort_keys=True) for one in objects)
 
@@ -231,10 +220,10 @@ async def _on_a_server(folder: Path, everything: Path) -> list[Verdict]:
 def _served(folder: Path, everything: Path, configuration: Path) -> list[Verdict]:
     kubectl = ("kubectl", "--kubeconfig", configuration)
     for path in kube_schemas.crds(folder):
-        _output(*kubectl, "apply", "--server-side", "-f", path)
-    _output(*kubectl, "create", "namespace", manifests.NAMESPACE)
+        tools.output(*kubectl, "apply", "--server-side", "-f", path)
+    tools.output(*kubectl, "create", "namespace", manifests.NAMESPACE)
     labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in _RESTRICTED]
-    _output(*kubectl, "label", "namespace", manifests.NAMESPACE, *labels)
+    tools.output(*kubectl, "label", "namespace", manifests.NAMESPACE, *labels)
     claim = "a real API server takes all of it, pods as restricted, without a warning"
     found = [_tried(claim, partial(_taken, kubectl, everything))]
     if tools.find("helm"):
@@ -249,7 +238,7 @@ def _served(folder: Path, everything: Path, configuration: Path) -> list[Verdict
 
 
 def _taken(kubectl: tuple[str | Path, ...], everything: Path) -> Finding:
-    said = _output(
+    said = tools.output(
         *(*kubectl, "--namespace", manifests.NAMESPACE, "apply", "--server-side"),
         # A Deployment that breaks the standard is not refused, its author is warned.
         *("--dry-run=server", "--warnings-as-errors", "-f", everything),
@@ -264,12 +253,12 @@ def _upgraded(kubectl: tuple[str | Path, ...], configuration: Path) -> Finding:
     helm = ("--kubeconfig", configuration, *place, manifests.RELEASE, manifests.CHART)
     chosen = ("--no-hooks", *_set(_FLAGS["scaling-by-advice"]))
     workers = f"deployment/{manifests.RELEASE}"
-    _output("helm", "install", *helm, *chosen)
-    before = json.loads(_output(*kubectl, *place, "get", workers, "--output=json"))
-    _output(*kubectl, *place, "scale", workers, "--replicas=7")
+    tools.output("helm", "install", *helm, *chosen)
+    before = json.loads(tools.output(*kubectl, *place, "get", workers, "--output=json"))
+    tools.output(*kubectl, *place, "scale", workers, "--replicas=7")
     other = "settings.EMBEDFLEET_KAFKA_TOPICS=others"
-    _output("helm", "upgrade", *helm, *chosen, "--set", other)
-    after = json.loads(_output(*kubectl, *place, "get", workers, "--output=json"))
+    tools.output("helm", "upgrade", *helm, *chosen, "--set", other)
+    after = json.loads(tools.output(*kubectl, *place, "get", workers, "--output=json"))
     replicas = after["spec"]["replicas"]
     is_new = after["spec"]["template"] != before["spec"]["template"]
     return f"{replicas} workers, new pods: {is_new}", replicas == 7 and is_new
@@ -283,7 +272,7 @@ async def _api_server(folder: Path) -> AsyncIterator[Path]:
     for one in reserved:
         one.release()
     key = folder / "sa.key"
-    await asyncio.to_thread(_output, "openssl", "genrsa", "-out", key, "2048")
+    await asyncio.to_thread(tools.output, "openssl", "genrsa", "-out", key, "2048")
     tokens = folder / "tokens.csv"
     tokens.write_text('operator,admin,1,"system:masters"\n', encoding="utf-8")
     configuration = folder / "kubeconfig"

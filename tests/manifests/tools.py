@@ -19,6 +19,7 @@ from tests.support.watching import ROOT
 from tests.support.worker_process import LOOK_SECONDS, PATIENCE_SECONDS
 
 _SAID_CHARACTERS = 120
+_LOGGED_CHARACTERS = 2000
 _STOP_SECONDS = 10
 
 
@@ -35,13 +36,35 @@ def missing(*names: str) -> list[str]:
 
 def run(name: str, *arguments: str | Path, text: str | None = None) -> tuple[bool, str]:
     """Run a tool that is there to its end: whether it was content, and the end of its words."""
+    done = _done(name, *arguments, text=text)
+    return done.returncode == 0, end_of(done.stdout + done.stderr)
+
+
+def output(name: str, *arguments: str | Path) -> str:
+    """
+    Run a tool that is there to its end, and return what it prints.
+
+    Raises:
+        CalledProcessError: it was not content; `stdout` and `stderr` say why.
+    """
+    done = _done(name, *arguments)
+    done.check_returncode()
+    return done.stdout
+
+
+def end_of(said: str) -> str:
+    """Return the last words of a tool, in one line."""
+    return " ".join(said.replace(f"{ROOT}/", "").split())[-_SAID_CHARACTERS:]
+
+
+def _done(
+    name: str, *arguments: str | Path, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
     tool = find(name)
     assert tool is not None
-    done = subprocess.run(
+    return subprocess.run(
         [tool, *map(str, arguments)], input=text, capture_output=True, text=True, check=False
     )
-    said = " ".join((done.stdout + done.stderr).replace(f"{ROOT}/", "").split())
-    return done.returncode == 0, said[-_SAID_CHARACTERS:]
 
 
 @asynccontextmanager
@@ -75,8 +98,8 @@ async def serving(
             await process.wait()
 
 
-def _end_of(log_file: Path) -> str:
-    return log_file.read_text(encoding="utf-8")[-2000:]
+def _logged(log_file: Path) -> str:
+    return log_file.read_text(encoding="utf-8")[-_LOGGED_CHARACTERS:]
 
 
 async def _ready(process: asyncio.subprocess.Process, url: str, log_file: Path) -> None:
@@ -88,7 +111,7 @@ async def _ready(process: asyncio.subprocess.Process, url: str, log_file: Path) 
     ):
         while True:
             if process.returncode is not None:
-                raise AssertionError(f"it ended: {_end_of(log_file)}")
+                raise AssertionError(f"it ended: {_logged(log_file)}")
             try:
                 async with session.get(url) as answer:
                     if answer.ok:

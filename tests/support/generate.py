@@ -9,6 +9,7 @@ README is no error. A new table is one function and one line in `BLOCKS`.
 import json
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     ),
     "schemas/json/asyncapi.json": _json(specification.async_api),
     "tests/planted/README.md": planted,
-    **manifests.generated(),
+    **{path: partial(str, text) for path, text in manifests.generated().items()},
 }
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -12,16 +12,17 @@ ConfigMap, which has a new name with each change of a setting.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.support.watching import ALERTS, ROOT
+
 FOLDER = ROOT / "compose" / "kubernetes"
 CHART = FOLDER / "chart"
-ALERTS = ROOT / "compose" / "observability" / "alerts.yaml"
+COPIES = {"files/alerts.yaml": ALERTS}
+"""What the chart has a copy of, as it reads nothing beside it."""
 RELEASE = "embedfleet"
 NAMESPACE = "embedfleet"
 
@@ -84,7 +85,7 @@ def _evaluated(expression: str, chosen: dict[str, Any]) -> str:
     else:
         name = re.fullmatch(r'\.Files\.Get "(.+)"', subject)
         assert name, f"not understood here: {expression}"
-        found = files()[f"chart/{name[1]}"]
+        found = COPIES[name[1]].read_text(encoding="utf-8")
     for pipe in pipes:
         if pipe == "toJson":
             found = json.dumps(found, sort_keys=True, separators=(",", ":"))
@@ -101,11 +102,6 @@ def _value(chosen: dict[str, Any], path: str) -> Any:
     for name in path.split("."):
         found = found[name]
     return found
-
-
-def files() -> dict[str, str]:
-    """Return what the chart needs a copy of, as a chart reads nothing beside it."""
-    return {"chart/files/alerts.yaml": ALERTS.read_text(encoding="utf-8")}
 
 
 def for_kustomize(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -139,18 +135,18 @@ def _without_helm(one: Any) -> Any:
     return found
 
 
-def generated() -> dict[str, Callable[[], str]]:
+def generated() -> dict[str, str]:
     """Return all files that are made, by their path in the repository."""
-    made = dict(_base())
-    for name in COMPONENTS:
-        made.update(_component(name))
-    for path in files():
-        made[path] = lambda path=path: files()[path]
+    made = {
+        **dict(_base()),
+        **{path: text for name in COMPONENTS for path, text in _component(name)},
+        **{f"chart/{path}": one.read_text(encoding="utf-8") for path, one in COPIES.items()},
+    }
     prefix = FOLDER.relative_to(ROOT)
-    return {f"{prefix}/{path}": make for path, make in made.items()}
+    return {f"{prefix}/{path}": text for path, text in made.items()}
 
 
-def _base() -> Iterator[tuple[str, Callable[[], str]]]:
+def _base() -> Iterator[tuple[str, str]]:
     generator = {
         "name": RELEASE,
         "envs": ["settings.env"],
@@ -159,12 +155,12 @@ def _base() -> Iterator[tuple[str, Callable[[], str]]]:
     names = [name for name in BASE if name != "configuration"]
     yield _kustomization("base", "Kustomization", names, {"configMapGenerator": [generator]})
     settings = (f"{name}={value}\n" for name, value in values()["settings"].items())
-    yield "base/settings.env", lambda: "".join([_SOURCE.format("values.yaml"), *settings])
+    yield "base/settings.env", "".join([_SOURCE.format("values.yaml"), *settings])
     for name in names:
         yield _objects("base", name, values())
 
 
-def _component(component: str) -> Iterator[tuple[str, Callable[[], str]]]:
+def _component(component: str) -> Iterator[tuple[str, str]]:
     chosen = values(**COMPONENTS[component])
     extra: dict[str, Any] = {}
     if chosen["scaling"]["by"] != "nothing":
@@ -181,7 +177,7 @@ _SOURCE = "# Of the chart's {}, by `make schemas`.\n"
 
 def _kustomization(
     folder: str, kind: str, names: list[str], extra: dict[str, Any]
-) -> tuple[str, Callable[[], str]]:
+) -> tuple[str, str]:
     version = "v1beta1" if kind == "Kustomization" else "v1alpha1"
     kustomization = {
         "apiVersion": f"kustomize.config.k8s.io/{version}",
@@ -189,13 +185,12 @@ def _kustomization(
         "resources": [f"{name}.yaml" for name in names],
         **extra,
     }
-    return f"{folder}/kustomization.yaml", lambda: _dumped("", [kustomization])
+    return f"{folder}/kustomization.yaml", _dumped("", [kustomization])
 
 
-def _objects(folder: str, name: str, chosen: dict[str, Any]) -> tuple[str, Callable[[], str]]:
+def _objects(folder: str, name: str, chosen: dict[str, Any]) -> tuple[str, str]:
     header = _SOURCE.format(f"templates/{name}.yaml and values.yaml")
-    objects = for_kustomize(rendered(name, chosen))
-    return f"{folder}/{name}.yaml", lambda: _dumped(header, objects)
+    return f"{folder}/{name}.yaml", _dumped(header, for_kustomize(rendered(name, chosen)))
 
 
 def _dumped(header: str, objects: list[dict[str, Any]]) -> str:

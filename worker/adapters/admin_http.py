@@ -8,7 +8,6 @@ there should be, 503 where that cannot be known. Never shows a setting, a text o
 what is shown is what the callables return.
 """
 
-import inspect
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -24,6 +23,7 @@ Verdict = tuple[bool, Mapping[str, Any]]
 
 OK, UNAVAILABLE = 200, 503
 PATHS = ("/livez", "/readyz", "/metrics", "/state", "/scale")
+"""What is answered, beside a page with links to it."""
 CLOSE_SECONDS = 1.0  # a scrape that is under way may end
 
 
@@ -37,7 +37,7 @@ class AdminServer:
         *,
         state: Callable[[], Mapping[str, Any]],
         live: Callable[[], Verdict],
-        ready: Callable[[], Awaitable[Verdict] | Verdict],
+        ready: Callable[[], Verdict],
         metrics: Callable[[], bytes],
         scale: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
@@ -68,9 +68,9 @@ class AdminServer:
         app.router.add_get("/", self._index)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._text)
-        app.router.add_get("/state", self._shown)
-        app.router.add_get("/scale", self._scaled)
+        app.router.add_get("/metrics", self._metrics_text)
+        app.router.add_get("/state", self._state_json)
+        app.router.add_get("/scale", self._advice)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         try:
@@ -102,17 +102,16 @@ class AdminServer:
         return _verdict(self._live())
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        verdict = self._ready()
-        return _verdict(await verdict if inspect.isawaitable(verdict) else verdict)
+        return _verdict(self._ready())
 
-    async def _text(self, _: web.Request) -> web.Response:
+    async def _metrics_text(self, _: web.Request) -> web.Response:
         headers = {"Content-Type": METRICS_CONTENT_TYPE}
         return web.Response(body=self._metrics(), headers=headers)
 
-    async def _shown(self, _: web.Request) -> web.Response:
+    async def _state_json(self, _: web.Request) -> web.Response:
         return _json(OK, self._state())
 
-    async def _scaled(self, _: web.Request) -> web.Response:
+    async def _advice(self, _: web.Request) -> web.Response:
         try:
             return _json(OK, await self._scale())
         except WorkerError as error:

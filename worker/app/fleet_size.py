@@ -38,7 +38,7 @@ async def fleet(options: KafkaOptions, database: Database) -> FleetView:
         StoreUnavailable: the database does not answer.
         BrokerUnavailable: Kafka does not answer.
     """
-    known = {
+    claimed = {
         Partition(one.topic, one.partition): one
         for one in await PostgresProgress(database).partitions(options.group)
     }
@@ -51,19 +51,14 @@ async def fleet(options: KafkaOptions, database: Database) -> FleetView:
     ]
     async with KafkaGroup.open(options, committed_only=True) as group:
         ends = await group.ends(places)
-        settled = {
-            place: known[place].next_offset if place in known else None for place in places
-        }
-        begins = {
-            place: (await group.bounds(place))[0]
-            for place, offset in settled.items()
-            if offset is None
-        }
+        settled = 0
+        for place in places:
+            offset = claimed[place].next_offset if place in claimed else None
+            # Where nobody has begun, what retention removed does not wait.
+            settled += (await group.bounds(place))[0] if offset is None else offset
     return FleetView(
-        workers=len({known[place].owner for place in places if place in known}),
+        workers=len({claimed[place].owner for place in places if place in claimed}),
         partitions=len(places),
         ended=sum(ends.values()),
-        settled=sum(
-            begins[place] if offset is None else offset for place, offset in settled.items()
-        ),
+        settled=settled,
     )

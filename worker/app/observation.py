@@ -108,17 +108,12 @@ class Observation:
     def _ages(self) -> dict[tuple[str, ...], float]:
         now = self._clock()
         return {
-            (life.partition.topic, str(life.partition.number)): (
-                0.0 if life.oldest_at is None else now - life.oldest_at
-            )
+            _labels(life): 0.0 if life.oldest_at is None else now - life.oldest_at
             for life in self._worker.lives
         }
 
     def _lags(self) -> dict[tuple[str, ...], int]:
-        return {
-            (life.partition.topic, str(life.partition.number)): self._lag(life) or 0
-            for life in self._worker.lives
-        }
+        return {_labels(life): self._lag(life) or 0 for life in self._worker.lives}
 
     def _lag(self, life: PartitionLife) -> int | None:
         """Return how many records are still to be read, None where that is not known."""
@@ -142,8 +137,11 @@ class Observation:
         }
 
     def _look(self, life: PartitionLife) -> tuple[int, float]:
-        """Return a partition's offset, and since when it stands still without a reason."""
-        # Records that are asked for, nothing in flight, and no offset moves.
+        """
+        Return a partition's offset, and since when it stands still without a reason.
+
+        That is: its records are asked for, none is in flight, and the offset does not move.
+        """
         offset, now = life.progress.next_offset, self._clock()
         before, since = self._seen.get(life, (None, now))
         is_asked = life.partition in self._worker.intake.wanted
@@ -152,3 +150,7 @@ class Observation:
 
     def _is_stuck(self, life: PartitionLife) -> bool:
         return self._clock() - self._seen[life][1] > self._progress_seconds
+
+
+def _labels(life: PartitionLife) -> tuple[str, str]:
+    return life.partition.topic, str(life.partition.number)

@@ -46,13 +46,16 @@ def advise(load: Load, drain_seconds: float) -> Advice:
     """
     Return how many workers settle what waits within `drain_seconds`, beside what arrives.
 
-    Never more than there are partitions, never fewer than one. A fleet that a breaker or the
+    Never fewer than one, and no fleet grows beyond its partitions. One that a breaker or the
     provider's quota holds back stays as it is: more workers would only be refused more often.
-    One that keeps up is made smaller step by step, as its rate says nothing about what it
-    could do.
+    One that keeps up (it settles what arrives, and at that rate what waits in time) is made
+    smaller step by step, as its rate says nothing about what it could do.
 
-        >>> advise(Load(2, 12, 6_000, 10.0, 20.0, 1.0), drain_seconds=300)
-        Advice(replicas=3, reason='lag')
+        >>> behind = Load(2, 12, lag=9_000, arriving=10.0, settled=20.0, busy_share=1.0)
+        >>> advise(behind, drain_seconds=300)
+        Advice(replicas=4, reason='lag')
+        >>> advise(behind._replace(is_quota_bound=True), drain_seconds=300)
+        Advice(replicas=2, reason='quota_bound')
     """
     workers = max(1, load.workers)
     if load.is_open:
@@ -62,15 +65,11 @@ def advise(load: Load, drain_seconds: float) -> Advice:
     if load.is_quota_bound:
         return Advice(workers, "quota_bound")
     if load.settled <= 0:
-        wanted = workers  # nothing is known of what a worker does
-    else:
-        needed = load.arriving + load.lag / drain_seconds
-        # More than partitions are too many, however many.
-        most = max(workers, load.partitions + 1)
-        wanted = max(workers, ceil(min(most, workers * needed / load.settled)))
-    if wanted > load.partitions:
-        return Advice(max(1, load.partitions), "partition_bound")
-    return Advice(wanted, "lag")
+        return _within(load, workers)  # nothing is known of what a worker does
+    needed = load.arriving + load.lag / drain_seconds
+    # Bounded before it is rounded: the less was settled, the nearer it is to infinity.
+    wanted = ceil(min(load.partitions + 1, workers * needed / load.settled))
+    return _within(load, max(workers, wanted))
 
 
 def _spared(load: Load, workers: int) -> Advice:
@@ -79,6 +78,10 @@ def _spared(load: Load, workers: int) -> Advice:
     fewer = workers - workers // STEP - 1
     if fewer > 0 and load.busy_share * workers / fewer < BUSY_SHARE:
         return Advice(min(fewer, max(1, load.partitions)), "idle")
-    if workers > load.partitions:
+    return _within(load, workers)
+
+
+def _within(load: Load, wanted: int) -> Advice:
+    if wanted > load.partitions:
         return Advice(max(1, load.partitions), "partition_bound")
-    return Advice(workers, "lag")
+    return Advice(wanted, "lag")
