@@ -1,6 +1,5 @@
 """Whose fault a refusal is: exactly the poison, each neighbour bought once, few calls."""
 
-import doctest
 from collections.abc import Callable
 from functools import cache
 from itertools import combinations
@@ -15,12 +14,6 @@ from worker.core import bisection
 from worker.core.bisection import Bisection
 
 Choose = Callable[[list[range]], range]
-
-
-def test_the_story_in_the_docstring_is_true():
-    failed, attempted = doctest.testmod(bisection)
-    assert attempted > 0
-    assert failed == 0
 
 
 def bisected(size: int, poison: set[int], choose: Choose = lambda sent: sent[0]):

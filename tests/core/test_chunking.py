@@ -1,4 +1,3 @@
-import doctest
 import pydoc_data.topics
 import re
 import statistics
@@ -38,12 +37,6 @@ OPTIONS = st.builds(
     st.integers(1, 60),
     st.sampled_from([0, 0, 0.2, 0.9]),
 )
-
-
-def test_the_story_in_the_docstring_is_true():
-    failed, attempted = doctest.testmod(chunking)
-    assert attempted > 0
-    assert failed == 0
 
 
 # What every chunk keeps, whatever the strategy.

@@ -1,6 +1,5 @@
 """Every offset that is committed is covered, whoever ends which work when."""
 
-import doctest
 from dataclasses import dataclass, field
 from itertools import product
 from typing import get_args
@@ -19,7 +18,6 @@ from hypothesis.stateful import (
 from schemas.dead_letter import Reason
 from tests.support.works import claim, rejected, upsert
 from worker.config import DeadLetterOptions
-from worker.core import lifecycle
 from worker.core.flood import FloodGuard
 from worker.core.isolation import Isolation
 from worker.core.lifecycle import (
@@ -58,12 +56,6 @@ OUTCOMES: list[tuple[Outcome, bool]] = [
     (DeadLettered(Reason.REJECTED_INPUT), True),
     (Released(), False),
 ]
-
-
-def test_the_story_in_the_docstring_is_true():
-    failed, attempted = doctest.testmod(lifecycle)
-    assert attempted > 0
-    assert failed == 0
 
 
 # ---- outcomes ----

@@ -1,7 +1,5 @@
 """No interleaving of polls and completions commits past an offset in flight."""
 
-import doctest
-
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -12,14 +10,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from worker.core import offsets
 from worker.core.offsets import OffsetTracker
-
-
-def test_the_story_in_the_docstring_is_true():
-    failed, attempted = doctest.testmod(offsets)
-    assert attempted > 0
-    assert failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,8 @@
-import doctest
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.core import outline
-
-
-def test_the_story_in_the_docstring_is_true():
-    failed, attempted = doctest.testmod(outline)
-    assert attempted > 0
-    assert failed == 0
-
 
 HEADINGS = {
     "ATX": ("# A\n## B", [(0, 1, "A"), (4, 2, "B")]),

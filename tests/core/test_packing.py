@@ -1,4 +1,3 @@
-import doctest
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -6,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core import packing
 from worker.core.packing import PackLimits, Weight, estimate_tokens, take
 
 LIMITS = PackLimits(max_inputs=4, max_tokens=100, max_bytes=300)
@@ -14,12 +12,6 @@ LIMITS = PackLimits(max_inputs=4, max_tokens=100, max_bytes=300)
 WEIGHTS = st.lists(
     st.builds(Weight, st.integers(1, 6), st.integers(0, 120), st.integers(0, 400)), max_size=40
 )
-
-
-def test_the_story_in_the_docstrings_is_true():
-    failed, attempted = doctest.testmod(packing)
-    assert attempted > 0
-    assert failed == 0
 
 
 def requests(queue: list[Weight], limits: PackLimits = LIMITS) -> Iterator[list[Weight]]:

@@ -1,4 +1,3 @@
-import doctest
 import time
 from math import inf, isfinite, nan
 
@@ -7,7 +6,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.config import RetryOptions
-from worker.core import retry
 from worker.core.retry import (
     THROTTLE_COST,
     TRANSIENT_COST,
@@ -33,12 +31,6 @@ THROTTLED = RateLimited(status=429)
 
 # 1994-11-06T08:49:37Z, the moment of RFC 9110's examples.
 NOW = 784_111_777.0
-
-
-def test_the_story_in_the_docstrings_is_true():
-    failed, attempted = doctest.testmod(retry)
-    assert attempted > 0
-    assert failed == 0
 
 
 def asked(seconds: float) -> RateLimited:

@@ -1,6 +1,5 @@
 """Works of a key leave one at a time and in order, tenants take turns, nothing is lost."""
 
-import doctest
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from tests.support.works import claim, collection, delete, rejected, scope, tombstone, upsert
-from worker.core import changeset, scheduler
+from worker.core import changeset
 from worker.core.model import Base, Claim, Order, StoredDocument, Work
 from worker.core.scheduler import Scheduler
 
@@ -39,12 +38,6 @@ def taken(queue: Scheduler) -> Iterator[Work]:
     while (work := queue.take()) is not None:
         yield work
         queue.done(work)
-
-
-def test_the_story_in_the_docstring_is_true():
-    failed, attempted = doctest.testmod(scheduler)
-    assert attempted > 0
-    assert failed == 0
 
 
 # ---- one key ----

@@ -1,12 +1,9 @@
 """What speaks against a text: failures while others are answered, and nothing else."""
 
-import doctest
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core import suspicion
 from worker.core.suspicion import Judgement, Suspicion
 from worker.errors import (
     BadOutput,
@@ -32,12 +29,6 @@ OF_ALL = [
     RateLimited(status=429),
     BreakerOpen(),
 ]
-
-
-def test_the_story_in_the_docstrings_is_true():
-    failed, attempted = doctest.testmod(suspicion)
-    assert attempted > 0
-    assert failed == 0
 
 
 def judged(one: Suspicion, error: ProviderUnavailable, *answers: int) -> list[Judgement]:

@@ -1,6 +1,5 @@
 """Every failure of a provider has a class; what is about all documents is never about one."""
 
-import doctest
 from typing import get_args
 
 import pytest
@@ -22,12 +21,6 @@ from worker.core.taxonomy import (
 CONTENT, THROTTLE, QUOTA, TRANSIENT, AUTH, FORBIDDEN, CONFIG, BAD_OUTPUT = FailureClass
 DIALECTS = get_args(DialectName)
 QUOTED = "a text that says: invalid api key, model not found, Budget has been exceeded"
-
-
-def test_the_story_in_the_docstrings_is_true():
-    failed, attempted = doctest.testmod(taxonomy)
-    assert attempted > 0
-    assert failed == 0
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -1,11 +1,9 @@
-import doctest
 import gc
 import tracemalloc
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from worker.core import vector_cache
 from worker.core.model import Vector
 from worker.core.vector_cache import OVERHEAD_BYTES, VectorCache, VectorKey
 
@@ -13,12 +11,6 @@ KEYS = st.builds(
     VectorKey, st.integers(1, 2), st.integers(1, 2), st.sampled_from([b"a", b"b", b"c"])
 )
 MAX_BYTES = 4 * OVERHEAD_BYTES + 1000
-
-
-def test_the_story_in_the_docstring_is_true():
-    failed, attempted = doctest.testmod(vector_cache)
-    assert attempted > 0
-    assert failed == 0
 
 
 class AnyUse(RuleBasedStateMachine):

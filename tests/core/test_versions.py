@@ -1,14 +1,11 @@
 """Which versions are times that have not come yet."""
 
-import doctest
-
 import pytest
 
 from schemas.bounds import Undecodable
 from schemas.dead_letter import Reason
 from schemas.events import MAX_VERSION, ScopeDeleted
 from tests.support.universe import delete, tombstone, upsert
-from worker.core import versions
 from worker.core.versions import MOST_AHEAD_SECONDS, refuse_future
 
 NOW_SECONDS = 1_795_000_000
@@ -22,11 +19,6 @@ def scope(version):
 
 def events(version):
     return [upsert("a", version), delete("a", version), scope(version)]
-
-
-def test_the_examples_hold():
-    failed, attempted = doctest.testmod(versions)
-    assert (failed, attempted > 0) == (0, True)
 
 
 @pytest.mark.parametrize(("unit", "per_second"), UNITS.items())
