@@ -42,7 +42,7 @@ LABEL org.opencontainers.image.title="embedfleet-embeddings" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build-embeddings /opt/embedfleet /opt/embedfleet
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/health', timeout=3)"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=30s CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/health', timeout=3)"]
 ENTRYPOINT ["python", "-m", "worker.embedded.embedding_server"]
 CMD ["--host", "0.0.0.0", "--port", "8080"]
 
@@ -61,6 +61,7 @@ COPY --from=build /opt/embedfleet /opt/embedfleet
 ENV EMBEDFLEET_TELEMETRY_ADMIN_HOST=0.0.0.0
 EXPOSE 9464
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["embedfleet", "health"]
+# The worker is given 3 s to answer; the rest is for a busy machine to start the command.
+HEALTHCHECK --interval=15s --timeout=20s --start-period=60s CMD ["embedfleet", "health"]
 ENTRYPOINT ["embedfleet"]
 CMD ["run"]

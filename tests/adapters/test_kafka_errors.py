@@ -94,6 +94,10 @@ def test_the_class_is_said_once(raised, said):
     assert str(translate(raised)) == said
 
 
+def test_a_topic_that_is_not_there_is_said_with_the_command_that_makes_it():
+    assert "`embedfleet topics create`" in str(translate(errors.UnknownTopicOrPartitionError()))
+
+
 def test_a_message_is_one_line_of_bounded_length():
     message = str(translate(errors.KafkaError("word\n  " * 500)))
     assert "\n" not in message

@@ -53,6 +53,10 @@ def test_every_service_has_a_profile_a_limit_no_privileges_and_no_public_port(
         assert port.startswith("127.0.0.1:")
 
 
+def test_kafka_leaves_no_volume_without_a_name_behind() -> None:
+    assert set(SERVICES["kafka"]["tmpfs"]) == {"/etc/kafka/secrets", "/mnt/shared/config"}
+
+
 def test_workers_can_be_scaled() -> None:
     worker = SERVICES["worker"]
     assert worker["deploy"]["replicas"] == 2

@@ -6,6 +6,7 @@ import tomllib
 import pytest
 
 from tests.support.watching import ROOT
+from worker.ops.health import LIMIT_SECONDS
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 STAGES = {
@@ -33,6 +34,7 @@ def test_it_runs_as_a_numbered_user_without_a_shell() -> None:
     assert re.search(
         r'^HEALTHCHECK .*CMD \["embedfleet", "health"\]$', STAGES["worker"], re.MULTILINE
     )
+    assert int(re.search(r"--timeout=(\d+)s", STAGES["worker"])[1]) > 4 * LIMIT_SECONDS
     assert "RUN" not in STAGES["worker"] + STAGES["runtime"]
 
 

@@ -149,6 +149,8 @@ MEANING: dict[type[Exception], type[WorkerError]] = {
 def translate(error: Exception) -> WorkerError:
     """Return what an error of the library means; a class we do not know counts as its base."""
     meaning = next(MEANING[kind] for kind in type(error).__mro__ if kind in MEANING)
+    if isinstance(error, errors.UnknownTopicOrPartitionError):
+        return meaning(f"{summary(error)}: is the topic there? `embedfleet topics create`")
     return meaning(summary(error))
 
 

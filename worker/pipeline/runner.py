@@ -142,8 +142,10 @@ class Runner:
             except BrokerUnavailable as error:
                 await source.close()
                 if not self._has_joined and self._clock() >= give_up_at:
-                    raise ConfigError(f"Kafka cannot be reached: {error}") from error
-                log.warning("Kafka cannot be reached", action="join_failed", error=str(error))
+                    raise ConfigError(f"the group cannot be joined: {error}") from error
+                log.warning(
+                    "the group cannot be joined", action="join_failed", error=str(error)
+                )
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_PAUSE_SECONDS):
                         await self.stop.wait()
