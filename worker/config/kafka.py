@@ -70,6 +70,12 @@ class KafkaOptions:
     max_partition_fetch_bytes: Annotated[
         int, about("Fetch buffer of one partition.", ge=1024)
     ] = 1024 * 1024
+    fetch_wait_seconds: Annotated[
+        float,
+        about(
+            "How long a broker waits for 64 KiB of records before it sends less.", ge=0, le=1
+        ),
+    ] = 0.02
     commit_interval_seconds: Annotated[
         float,
         about("How often progress is written; bounds what a crash re-reads.", gt=0, le=60),
