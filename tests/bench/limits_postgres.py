@@ -28,7 +28,7 @@ from worker.adapters.pgvector_format import wire
 from worker.adapters.pgvector_store import PgvectorStore
 from worker.config import DatabaseOptions
 from worker.core import changeset
-from worker.core.model import ChunkId, Collection, Partition, Vector
+from worker.core.model import Base, ChunkId, Collection, Partition, Vector
 from worker.core.vector_index import NO_INDEX, VectorIndex
 from worker.embedded.scripted_provider import Pool
 from worker.ports import Query, Verdict, Write
@@ -78,7 +78,7 @@ async def upserted(
         batches = [
             [
                 (
-                    changeset.upsert(one.work, created, None, one.digest, one.chunks),
+                    changeset.upsert(one.work, created, Base(), one.digest, one.chunks),
                     _vectors(one, pool),
                 )
                 for one in batch
