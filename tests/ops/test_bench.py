@@ -82,11 +82,26 @@ def test_silence_of_two_minutes_is_an_error_and_slowness_is_none():
     assert any(far.left_seconds and far.left_seconds > 60 for far in told)
 
 
+@pytest.mark.parametrize(
+    ("look", "why"),
+    [
+        (Look(partitions=4, letters=(("content_filter", 3),)), "letters: content_filter 3"),
+        (Look(partitions=3), "a partition has lost its worker"),
+        (Look(partitions=4, idle=1), "a partition has lost its worker"),
+    ],
+)
+def test_figures_that_would_mean_nothing_are_an_error(look, why):
+    workers = Scripted(Look(partitions=4), look)
+    with pytest.raises(ConfigError, match=why):
+        measure(workers, lambda measuring: measuring.phase("new", 10))
+
+
 def test_looks_are_added_up_and_the_largest_memory_counts():
-    one = Look(4, 0, 10, 1, 20, 3, 1, 2.0, 100, late(s0_1=9))
-    two = Look(0, 1, 1, 0, 2, 1, 0, 0.5, 300, late(s0_1=1, more=2))
-    assert summed([one, two]) == Look(4, 1, 11, 1, 22, 4, 1, 2.5, 300, late(s0_1=10, more=2))
-    assert since(two, summed([one, two])) == Look(4, 1, 10, 1, 20, 3, 1, 2.0, 300, late(s0_1=9))
+    one = Look(4, 0, 10, (("a", 1),), 20, 3, 1, 2.0, 100, late(s0_1=9))
+    two = Look(0, 1, 1, (("b", 2),), 2, 1, 0, 0.5, 300, late(s0_1=1, more=2))
+    both, letters = summed([one, two]), (("a", 1), ("b", 2))
+    assert both == Look(4, 1, 11, letters, 22, 4, 1, 2.5, 300, late(s0_1=10, more=2))
+    assert since(two, both) == Look(4, 1, 10, letters, 20, 3, 1, 2.0, 300, late(s0_1=9))
 
 
 def test_a_look_reads_what_a_worker_counts():
@@ -99,7 +114,9 @@ def test_a_look_reads_what_a_worker_counts():
     counters.chunks_embedded_total = 11
     counters.freshness.record(0.09)
     seen = look_at(counters, partitions=0, cpu_seconds=1.5, peak_bytes=6)
-    assert seen == Look(0, 1, 7, 3, 11, 8, 3, 1.5, 6, late(s0_1=1))
+    letters = (("undecodable", 2), ("content_filter", 1))
+    assert seen._replace(letters=()) == Look(0, 1, 7, (), 11, 8, 3, 1.5, 6, late(s0_1=1))
+    assert sorted(seen.letters) == sorted(letters)
     assert look_at(counters, partitions=3, cpu_seconds=0, peak_bytes=0)[:2] == (3, 0)
 
 
@@ -111,6 +128,7 @@ def test_a_look_reads_what_a_worker_counts():
         (late(s0_05=98, s1=1, s60=1), 0.99, 1.0),
         (late(s0_05=98, s1=1, s60=1), 1.0, 60.0),
         (late(s0_05=1, more=99), 0.5, None),
+        (late(), 0.99, None),
     ],
 )
 def test_lateness_is_the_bound_that_the_share_did_not_exceed(fresh, share, bound):
@@ -136,7 +154,7 @@ def test_what_is_offered_says_when_it_was_to_be_sent_however_late_it_is_taken():
     began = datetime(2026, 1, 1, tzinfo=UTC)
 
     async def main():
-        events = bench.on_time(list(bench.documents(100, 5)), 1000.0, lambda: began)
+        events = bench.on_time(bench.documents(100, 9), 5, 1000.0, lambda: began)
         return [(event.id, event.occurred_at - began) async for event in events]
 
     assert run(main()) == [(f"d{n:07d}", timedelta(milliseconds=n)) for n in range(5)]

@@ -6,7 +6,8 @@ exists: a difference is reported, an operator decides.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -120,7 +121,8 @@ class Topics:
         """
         names = [*self._options.topics, self._options.dead_letter_topic]
         async with opened_admin(self._options) as admin:
-            answer = await admin.delete_topics(names, milliseconds(REQUEST_SECONDS))
+            with _controlled():
+                answer = await admin.delete_topics(names, milliseconds(REQUEST_SECONDS))
             for name, code in answer.topic_error_codes:
                 if (error := for_code(code)) not in (NoError, UnknownTopicOrPartitionError):
                     raise error(name)
@@ -133,6 +135,15 @@ class Topics:
         return {topic.topic: topic for topic in found if topic is not None}
 
 
+@contextmanager
+def _controlled() -> Iterator[None]:
+    """Say what the library means where it asks a controller that the cluster has not."""
+    try:
+        yield
+    except AttributeError as missing:
+        raise NodeNotReadyError("the cluster has no controller at the moment") from missing
+
+
 async def _create(admin: AIOKafkaAdminClient, wanted: _Wanted) -> TopicReport:
     topic = NewTopic(
         wanted.topic,
@@ -142,11 +153,8 @@ async def _create(admin: AIOKafkaAdminClient, wanted: _Wanted) -> TopicReport:
         replica_assignments=None if wanted.replication else {},
         topic_configs=wanted.configuration,
     )
-    try:
+    with _controlled():
         answer = await admin.create_topics([topic], timeout_ms=milliseconds(REQUEST_SECONDS))
-    except AttributeError as missing:
-        # What the library raises while the cluster has no controller.
-        raise NodeNotReadyError("the cluster has no controller at the moment") from missing
     ((_, code, message),) = answer.topic_errors
     error = for_code(code)
     if error not in (NoError, TopicAlreadyExistsError):

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from schemas.events import DocumentUpserted
-from schemas.publisher import Publisher
+from schemas.publisher import DeliveryFailed, Publisher
+from schemas.records import InvalidEvent
 from worker.adapters.kafka_topics import Topics
 from worker.adapters.pg_migrations import Migrations
 from worker.app import jobs
@@ -28,6 +30,7 @@ from worker.config import Settings
 from worker.core.model import ChunkingOptions, Collection
 from worker.core.vector_index import NO_INDEX, VectorIndex
 from worker.embedded.embeddings import ScriptedEmbeddings
+from worker.errors import BrokerUnavailable, ConfigError, WorkerError
 from worker.ops import bench
 from worker.ops.bench import Measuring, Phase, Watch
 from worker.ops.index_build import Far
@@ -59,16 +62,39 @@ class Asked:
     requests_per_minute: int | None
 
 
-async def run(settings: Settings, asked: Asked, watch: Watch) -> list[Phase]:
+class Benched(NamedTuple):
+    """What was seen in each phase; `left` says what could not be removed behind it, and why."""
+
+    phases: list[Phase]
+    left: str | None = None
+
+
+async def run(settings: Settings, asked: Asked, watch: Watch) -> Benched:
     """
-    Measure; returns what was seen in each phase.
+    Measure, and remove what was created for it.
 
     Raises:
         ConfigError: a server refuses us, a worker ended, or nothing was done.
         BrokerUnavailable, StoreUnavailable: nobody to reach.
     """
+    own = _own(settings)
+    phases: list[Phase] = []
+    try:
+        async with _worked(own, asked, watch) as measured:
+            phases += await measured.run()
+    except WorkerError as error:
+        if not phases:
+            raise
+        return Benched(
+            phases, f"{own.database.schema}, topics and schema of that name: {error}"
+        )
+    return Benched(phases)
+
+
+@asynccontextmanager
+async def _worked(own: Settings, asked: Asked, watch: Watch) -> AsyncIterator["_Bench"]:
+    """Yield what measures workers that run, with all that they need."""
     async with AsyncExitStack() as stack:
-        own = _own(settings)
         if asked.model is None:
             own = await stack.enter_async_context(_scripted(own, asked))
         watch(Far(f"preparing the topic and schema {own.database.schema}"))
@@ -77,18 +103,18 @@ async def run(settings: Settings, asked: Asked, watch: Watch) -> list[Phase]:
         publisher = await stack.enter_async_context(publishing(own, topic))
         workers = await stack.enter_async_context(BenchWorkers(own, asked.workers))
         measuring = Measuring(workers, clock=time.monotonic, watch=watch)
-        return await _Bench(asked, publisher, measuring).run()
+        yield _Bench(asked, publisher, measuring)
 
 
 def _own(settings: Settings) -> Settings:
     """Return the settings of a fleet that has nothing in common with another one."""
-    name = f"embedfleet_bench_{secrets.token_hex(4)}"
+    name = f"embedfleet_bench_{secrets.token_hex(8)}"
     return replace(
         settings,
         kafka=replace(
             settings.kafka, topics=(name,), dead_letter_topic=f"{name}.dead-letters", group=name
         ),
-        database=replace(settings.database, schema=name),
+        database=replace(settings.database, schema=name, pool_min=1),
         telemetry=replace(settings.telemetry, admin_port=None),
     )
 
@@ -112,6 +138,8 @@ async def _scripted(settings: Settings, asked: Asked) -> AsyncIterator[Settings]
                 auth="key",
                 api_key_variable=None,
                 api_key_file=None,
+                requests_per_minute=None,
+                tokens_per_minute=None,
             )
             yield replace(settings, embedding=embedding)
         finally:
@@ -167,7 +195,7 @@ class _Bench:
         rate = first.rate / 2
         late = min(count, max(2, int(rate * _OFFERED_SECONDS)))
         on_time = bench.on_time(
-            list(documents(late, series="late")), rate, partial(datetime.now, UTC)
+            documents(late, series="late"), late, rate, partial(datetime.now, UTC)
         )
         fresh = await self._phase(f"offered, {rate:,.0f} a second", on_time, late)
         return [first, unchanged, fresh]
@@ -179,5 +207,15 @@ class _Bench:
         count: int,
     ) -> Phase:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._publisher.publish_many(events))
+            group.create_task(self._publish(events))
             return await self._measuring.phase(name, count)
+
+    async def _publish(
+        self, events: Iterable[DocumentUpserted] | AsyncIterable[DocumentUpserted]
+    ) -> None:
+        try:
+            await self._publisher.publish_many(events)
+        except DeliveryFailed as error:
+            raise BrokerUnavailable(f"Kafka did not take the events: {error}") from error
+        except InvalidEvent as error:
+            raise ConfigError(f"the documents cannot be published: {error}") from error

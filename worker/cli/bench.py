@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import validators
 
 from worker.cli.index_screen import watched
+from worker.cli.masking import mask_url
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
 from worker.config import Settings
@@ -65,7 +66,7 @@ Quota = Annotated[
 ]
 Yes = Annotated[bool, switch("--yes", "With --model: send the texts, whatever that costs.")]
 
-CHARACTERS_OF_A_TOKEN = 4
+CHARACTERS_OF_A_TOKEN = 3
 _SHARES = (0.5, 0.99)
 
 
@@ -108,7 +109,7 @@ def bench(
     if model is not None and not yes:
         tokens = 2 * documents * characters // CHARACTERS_OF_A_TOKEN
         say(
-            f"nothing was done: say --yes, to send up to {tokens:,} tokens to "
+            f"nothing was done: say --yes, to send about {tokens:,} tokens to "
             f"{settings.embedding.url}"
         )
         return 1
@@ -117,19 +118,15 @@ def bench(
         def tell(far: Far) -> None:
             watch("bench", far)
 
-        phases = run_loop(bench_job.run(settings, asked, tell))
-    return _told(phases, asked, settings, as_json=json)
-
-
-def _told(phases: list["Phase"], asked: "Asked", settings: Settings, *, as_json: bool) -> int:
-    if as_json:
-        show_json([_facts(phase) for phase in phases])
+        benched = run_loop(bench_job.run(settings, asked, tell))
+    if json:
+        show_json([_facts(phase) for phase in benched.phases])
     else:
-        _show(phases, asked, settings)
-    letters = sum(phase.used.dead_letters for phase in phases)
-    if letters:
-        say(f"{letters:,} of the documents became dead letters: the figures mean nothing")
-    return 1 if letters else 0
+        _show(benched.phases, asked, settings)
+    if benched.left is not None:
+        say(f"left behind: {benched.left}")
+        return 1
+    return 0
 
 
 def _show(phases: list["Phase"], asked: "Asked", settings: Settings) -> None:
@@ -137,7 +134,7 @@ def _show(phases: list["Phase"], asked: "Asked", settings: Settings) -> None:
     provider = (
         f"a scripted provider of {asked.latency_seconds:g} s"
         if asked.model is None
-        else f"{asked.model} of {settings.embedding.url}"
+        else f"{asked.model} of {mask_url(settings.embedding.url)}"
     )
     show(
         f"{who}, {asked.partitions} partitions, documents of {asked.characters:,} characters, "
@@ -185,7 +182,6 @@ def _facts(phase: "Phase") -> dict[str, Any]:
         "chunks_embedded": phase.used.embedded,
         "requests": phase.used.requests,
         "refused": phase.used.refused,
-        "dead_letters": phase.used.dead_letters,
         "peak_bytes": phase.used.peak_bytes,
         "within_seconds": {str(share): bound for share, bound in _lateness(phase).items()},
     }

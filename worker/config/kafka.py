@@ -73,7 +73,9 @@ class KafkaOptions:
     fetch_wait_seconds: Annotated[
         float,
         about(
-            "How long a broker waits for 64 KiB of records before it sends less.", ge=0, le=1
+            "A broker with little waits for more this long; an idle worker asks as often.",
+            ge=0.005,
+            le=1,
         ),
     ] = 0.02
     commit_interval_seconds: Annotated[

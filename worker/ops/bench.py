@@ -41,13 +41,14 @@ class Look(NamedTuple):
     What workers have done so far, in sum; `peak_bytes` of memory is the largest one's.
 
     They own so many `partitions`, and `idle` of them none. `fresh` counts stored documents by
-    how late they were, in the buckets of the instrument `freshness`.
+    how late they were, in the buckets of the instrument `freshness`; `letters` are dead letters
+    by their reason.
     """
 
     partitions: int = 0
     idle: int = 0
     settled: int = 0
-    dead_letters: int = 0
+    letters: tuple[tuple[str, int], ...] = ()
     embedded: int = 0
     requests: int = 0
     refused: int = 0
@@ -95,15 +96,17 @@ def look_at(
     counters: Counters, *, partitions: int, cpu_seconds: float, peak_bytes: int
 ) -> Look:
     """Return what one worker has done."""
-    letters = sum(
-        count for (how, _), count in counters.outcomes.items() if how == "deadlettered"
-    )
+    letters = [
+        (reason, count)
+        for (how, reason), count in counters.outcomes.items()
+        if how == "deadlettered" and count
+    ]
     requests = counters.provider_requests_total
     return Look(
         partitions,
         int(partitions == 0),
         counters.documents_total,
-        letters,
+        tuple(letters),
         counters.chunks_embedded_total,
         requests.total(),
         requests["429"],
@@ -120,7 +123,7 @@ def summed(looks: Iterable[Look]) -> Look:
         sum(one.partitions for one in each),
         sum(one.idle for one in each),
         sum(one.settled for one in each),
-        sum(one.dead_letters for one in each),
+        tuple(letter for one in each for letter in one.letters),
         sum(one.embedded for one in each),
         sum(one.requests for one in each),
         sum(one.refused for one in each),
@@ -140,7 +143,7 @@ def since(first: Look, last: Look) -> Look:
         last.partitions,
         last.idle,
         last.settled - first.settled,
-        last.dead_letters - first.dead_letters,
+        last.letters,
         last.embedded - first.embedded,
         last.requests - first.requests,
         last.refused - first.refused,
@@ -152,12 +155,14 @@ def since(first: Look, last: Look) -> Look:
 
 def within_seconds(fresh: Sequence[int], share: float) -> float | None:
     """
-    Return a bound that this share of documents did not exceed; None: above all bounds.
+    Return a bound that this share of documents did not exceed.
+
+    None: above all bounds, or there are no documents.
 
         >>> within_seconds([50, 49, 1] + [0] * 13, 0.99)
         0.1
     """
-    wanted = share * sum(fresh)
+    wanted = share * sum(fresh) or 1
     below = 0
     for bound, count in zip(FRESHNESS_SECONDS, fresh[:-1], strict=True):
         below += count
@@ -192,11 +197,17 @@ class Measuring:
         Return what is seen from now on until so many events more are settled.
 
         Raises:
-            ConfigError: nothing was settled for two minutes, or a worker has ended.
+            ConfigError: nothing was settled for two minutes, a worker has ended, a partition
+                has another owner, or a document became a dead letter.
         """
         first, began = self._workers.look(), self._clock()
 
         def share(look: Look) -> float:
+            if look.letters:
+                why = ", ".join(f"{reason} {count}" for reason, count in look.letters)
+                raise ConfigError(f"documents become dead letters: {why}")
+            if (look.partitions, look.idle) != (first.partitions, first.idle):
+                raise ConfigError(f"a partition has lost its worker ({name}): bench again")
             return (look.settled - first.settled) / events
 
         last = await self._until(lambda look: share(look) >= 1, name, share)
@@ -224,23 +235,28 @@ class Measuring:
 def documents(
     characters: int, count: int, *, version: int = 1, series: str = "d"
 ) -> Iterator[DocumentUpserted]:
-    """Yield documents of about so many characters; a series is the same every time."""
+    """Return documents of about so many characters; a series is the same every time."""
     texts = MadeUpTexts(random.Random(f"{SEED} {series}"))  # noqa: S311 - a load, no secret
-    for number in range(count):
-        yield DocumentUpserted(
+    return (
+        DocumentUpserted(
             tenant=TENANT,
             collection=COLLECTION,
             id=f"{series}{number:07d}",
             version=version,
             text=texts.take(characters),
         )
+        for number in range(count)
+    )
 
 
 async def on_time(
-    events: Sequence[DocumentUpserted], per_second: float, now: Callable[[], datetime]
+    events: Iterable[DocumentUpserted],
+    count: int,
+    per_second: float,
+    now: Callable[[], datetime],
 ) -> AsyncIterator[DocumentUpserted]:
-    """Yield events at this rate, each of which says when it was to be sent."""
-    began = now()
-    async for number in offered(len(events), per_second):
+    """Yield so many events at this rate, each of which says when it was to be sent."""
+    source, began = iter(events), now()
+    async for number in offered(count, per_second):
         due = began + timedelta(seconds=number / per_second)
-        yield replace(events[number], occurred_at=due)
+        yield replace(next(source), occurred_at=due)
