@@ -6,6 +6,7 @@ import pytest
 from aiokafka.conn import AIOKafkaConnection
 
 from worker.adapters.kafka_client import client_arguments
+from worker.adapters.kafka_source import consumer_arguments
 from worker.config import KafkaOptions
 from worker.errors import ConfigError
 
@@ -86,3 +87,10 @@ async def test_the_librarys_log_in_carries_the_token(tmp_path):
     connection = AIOKafkaConnection("localhost", 1, **arguments)
     payload, _ = await connection.authenticator_oauth().step(None)
     assert b"auth=Bearer the-token\x01" in payload
+
+
+def test_a_broker_waits_for_no_more_than_a_partition_s_buffer_holds():
+    arguments = consumer_arguments(KafkaOptions(fetch_wait_seconds=0.03))
+    assert (arguments["fetch_min_bytes"], arguments["fetch_max_wait_ms"]) == (64 * 1024, 30)
+    small = consumer_arguments(KafkaOptions(max_partition_fetch_bytes=2048))
+    assert small["fetch_min_bytes"] == 2048

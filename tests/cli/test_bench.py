@@ -113,6 +113,16 @@ class TestOnRealParts:
         assert offered["within_seconds"]["0.5"] <= offered["within_seconds"]["0.99"]
         assert all(phase["cpu_us"] > 0 for phase in (new, again, offered))
 
+    async def test_texts_that_a_worker_would_refuse_are_one_sentence(
+        self, start, kafka_options, database
+    ):
+        process = await start("--ingest.max-text-bytes", "100")
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
+        assert (process.returncode, out) == (2, b"")
+        assert b"the documents cannot be published: " in err.splitlines()[-1]
+        assert b"Traceback" not in err
+        assert await left_behind(kafka_options, database) == []
+
     @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
     async def test_an_interrupt_leaves_nothing_behind(
         self, start, kafka_options, database, ending

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from schemas.events import DocumentUpserted
-from schemas.publisher import DeliveryFailed, Publisher
+from schemas.publisher import Publisher
 from schemas.records import InvalidEvent
 from worker.adapters.kafka_topics import Topics
 from worker.adapters.pg_migrations import Migrations
 from worker.app import jobs
 from worker.app.bench_workers import BenchWorkers
-from worker.app.publish_job import publishing
+from worker.app.publish_job import in_our_words, publishing
 from worker.config import Settings
 from worker.core.model import ChunkingOptions, Collection
 from worker.core.vector_index import NO_INDEX, VectorIndex
 from worker.embedded.embeddings import ScriptedEmbeddings
-from worker.errors import BrokerUnavailable, ConfigError, WorkerError
+from worker.errors import ConfigError, WorkerError
 from worker.ops import bench
 from worker.ops.bench import Measuring, Phase, Watch
 from worker.ops.index_build import Far
@@ -214,8 +214,7 @@ class _Bench:
         self, events: Iterable[DocumentUpserted] | AsyncIterable[DocumentUpserted]
     ) -> None:
         try:
-            await self._publisher.publish_many(events)
-        except DeliveryFailed as error:
-            raise BrokerUnavailable(f"Kafka did not take the events: {error}") from error
+            with in_our_words():
+                await self._publisher.publish_many(events)
         except InvalidEvent as error:
             raise ConfigError(f"the documents cannot be published: {error}") from error

@@ -125,7 +125,6 @@ def _end(future: asyncio.Future[None]) -> None:
 
 def be_a_worker(settings: Settings, pipe: Connection) -> None:
     """Work until the pipe is closed at its other end, and tell what was done meanwhile."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # uvloop lets through what is blocked
     # It is no part of the fleet that a collector watches.
     os.environ["OTEL_SDK_DISABLED"] = "true"
     log_as(replace(settings.telemetry, log_level="error", log_format="console"))

@@ -1,7 +1,7 @@
 """The one-shot job `publish` put together."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,7 @@ async def publishing(settings: Settings, topic: str) -> AsyncIterator[Publisher]
         ConfigError, BrokerUnavailable: as `publish`.
     """
     max_record_bytes = await _max_record_bytes(settings.kafka, topic)
-    try:
+    with in_our_words():
         async with Publisher(
             settings.kafka.bootstrap_servers,
             topic,
@@ -49,6 +49,13 @@ async def publishing(settings: Settings, topic: str) -> AsyncIterator[Publisher]
             **_connection(settings.kafka),
         ) as publisher:
             yield publisher
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Raise `BrokerUnavailable` where Kafka did not take events; inside a task group, too."""
+    try:
+        yield
     except DeliveryFailed as error:
         raise BrokerUnavailable(f"Kafka did not take the events: {error}") from error
 
