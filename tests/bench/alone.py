@@ -2,18 +2,20 @@
 
 import asyncio
 from itertools import islice
+from statistics import median
 
 from tests.bench import limits, limits_postgres
 from tests.bench.figures import Stored
 from tests.bench.limits import Document, KafkaRecord
 from tests.bench.load import CHUNK_CHARACTERS, COLLECTION, Load, publish
 from tests.bench.servers import DIMENSIONS, MODEL, Provider, Servers
-from worker.config import KafkaOptions
+from worker.config import IngestOptions, KafkaOptions
 from worker.core.model import ChunkingOptions, Collection
 from worker.embedded.scripted_provider import Pool
 
 SEED = 7
 EVENTS = 2_000
+STORED_EVENTS, STORED_ROUNDS = 6_000, 3
 INPUTS = 128
 _CHUNKING = ChunkingOptions("text", CHUNK_CHARACTERS)
 _COLLECTION = Collection(
@@ -27,8 +29,8 @@ _COLLECTION = Collection(
 )
 
 
-def _documents() -> tuple[list[KafkaRecord], list[Document]]:
-    records = [(event.key, event.value) for event in Load(SEED).take(EVENTS)]
+def _documents(events: int) -> tuple[list[KafkaRecord], list[Document]]:
+    records = [(event.key, event.value) for event in Load(SEED).take(events)]
     return records, limits.documents(records, _CHUNKING)
 
 
@@ -64,15 +66,22 @@ async def stages(servers: Servers) -> dict[str, float]:
 
 async def upserted_and_copied(servers: Servers) -> tuple[Stored, Stored]:
     """Return the rows a second of upserts and of the whole store, each beside a bare COPY."""
-    _, documents = _documents()
-    pool, url = Pool(DIMENSIONS), servers.postgres.url
+    _, documents = _documents(STORED_EVENTS)
+    pool, url, at_once = Pool(DIMENSIONS), servers.postgres.url, IngestOptions().store_slots
     rows = await asyncio.to_thread(limits_postgres.rows, documents, _COLLECTION, pool)
-    upserts = await limits_postgres.upserted(url, _COLLECTION, documents, pool)
-    bare = await limits_postgres.copied(url, _COLLECTION, rows)
-    store = await limits_postgres.stored(url, _COLLECTION, documents, pool)
-    await servers.settle()
-    whole = store.per_second * len(rows) / len(documents)
-    return Stored(upserts.per_second, bare.per_second), Stored(whole, bare.per_second)
+    rates: dict[str, list[float]] = {"upserts": [], "copy": [], "store": []}
+    for _ in range(STORED_ROUNDS):
+        upserts = await limits_postgres.upserted(
+            url, _COLLECTION, documents, pool, at_once=at_once
+        )
+        bare = await limits_postgres.copied(url, _COLLECTION, rows, at_once=at_once)
+        store = await limits_postgres.stored(url, _COLLECTION, documents, pool, at_once=at_once)
+        await servers.settle()
+        rates["upserts"].append(upserts.per_second)
+        rates["copy"].append(bare.per_second)
+        rates["store"].append(store.per_second * len(rows) / len(documents))
+    copy = median(rates["copy"])
+    return Stored(median(rates["upserts"]), copy), Stored(median(rates["store"]), copy)
 
 
 async def under_index(servers: Servers, ours_per_second: float, count: int) -> Stored:
