@@ -1,8 +1,9 @@
 """
 What failures of the provider cost, measured on the worker's own provider stack over HTTP.
 
-`make bench` runs it. Nothing is simulated but the provider: the real embedding stage, limits,
-breaker and HTTP client call a server on loopback that has a quota, fails, or refuses texts.
+`make bench-failures` runs it. Nothing is simulated but the provider: the real embedding stage,
+limits, breaker and HTTP client call a server on loopback that has a quota, fails, or refuses
+texts.
 Prints each claim with its figure; the exit code says whether all were reached.
 """
 
@@ -24,7 +25,7 @@ from worker.app.provider import over_http
 from worker.config import EmbeddingOptions, RetryOptions, Settings, TelemetryOptions
 from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
 from worker.errors import PermanentError
-from worker.ops.pace import offered
+from worker.ops.offered_load import offered
 from worker.pipeline.embed import Embed
 from worker.telemetry import Counters, Tracing, configure_logging
 
@@ -186,7 +187,7 @@ async def half_fails() -> list[Verdict]:
         async with asyncio.TaskGroup() as group:
             buying = [
                 group.create_task(one.buy(f"half {number}"))
-                async for number in offered(needed, OFFERED_PER_SECOND)
+                async for number in offered(needed, OFFERED_PER_SECOND, time.monotonic)
             ]
             early = one.provider.requests
             one.provider.script = None

@@ -55,7 +55,7 @@ def test_a_phase_lasts_until_so_many_events_more_are_settled():
     assert phase.cpu_us == pytest.approx(1000)
     assert phase.requests_for_1000_chunks == pytest.approx(10)
     assert phase.used.peak_bytes == 9
-    assert [(far.doing, far.share) for far in told] == [("new", 0.0), *[("new", 0.1)] * 3]
+    assert [(one.doing, one.share) for one in told] == [("new", 0.0), *[("new", 0.1)] * 3]
 
 
 def test_nothing_embedded_has_no_requests_a_chunk():
@@ -67,7 +67,7 @@ def test_workers_have_joined_when_all_partitions_are_owned_and_nobody_has_none()
     looks = [Look(partitions=0, idle=2), Look(partitions=8, idle=1), Look(partitions=8)]
     workers = Scripted(*looks)
     _, told = measure(workers, lambda measuring: measuring.joined(8))
-    assert [far.share for far in told] == [0.0, 1.0]
+    assert [one.share for one in told] == [0.0, 1.0]
     assert workers.looks == looks[-1:]
 
 
@@ -79,7 +79,7 @@ def test_silence_of_two_minutes_is_an_error_and_slowness_is_none():
     slow = Scripted(*(Look(settled=done) for done in range(11) for _ in range(each_minute)))
     phase, told = measure(slow, lambda measuring: measuring.phase("new", 10))
     assert phase.seconds == pytest.approx(10 * 60, rel=0.01)
-    assert any(far.left_seconds and far.left_seconds > 60 for far in told)
+    assert any(one.left_seconds and one.left_seconds > 60 for one in told)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,19 @@ def test_documents_are_the_same_every_time_whatever_their_version():
     assert not {one.text for one in first} & {one.text for one in other}
 
 
-def test_what_is_offered_says_when_it_was_to_be_sent_however_late_it_is_taken():
+def test_what_is_offered_comes_in_time_and_says_when_it_was_to_be_sent_however_late_it_is():
     began = datetime(2026, 1, 1, tzinfo=UTC)
+    came = []
 
     async def main():
-        events = bench.on_time(bench.documents(100, 9), 5, 1000.0, lambda: began)
-        return [(event.id, event.occurred_at - began) async for event in events]
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        documents = bench.documents(100, 9)
+        async for event in bench.on_time(documents, 5, 1.0, clock=clock, now=lambda: began):
+            came.append((event.id, event.occurred_at - began, clock() - start))
+            if len(came) == 1:
+                await asyncio.sleep(2.5)  # the next two are late, and the others are not
 
-    assert run(main()) == [(f"d{n:07d}", timedelta(milliseconds=n)) for n in range(5)]
+    run(main())
+    at = [0.0, 2.5, 2.5, 3.0, 4.0]
+    assert came == [(f"d{n:07d}", timedelta(seconds=n), pytest.approx(at[n])) for n in range(5)]

@@ -28,12 +28,12 @@ from worker.app.bench_workers import BenchWorkers
 from worker.app.publish_job import in_our_words, publishing
 from worker.config import Settings
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.progress import Progress, Watch
 from worker.core.vector_index import NO_INDEX, VectorIndex
 from worker.embedded.embeddings import ScriptedEmbeddings
 from worker.errors import ConfigError, WorkerError
 from worker.ops import bench
-from worker.ops.bench import Measuring, Phase, Watch
-from worker.ops.index_build import Far
+from worker.ops.bench import Measuring, Phase
 
 SCRIPTED_MODEL = "scripted"
 _OFFERED_SECONDS = 20
@@ -97,7 +97,7 @@ async def _worked(own: Settings, asked: Asked, watch: Watch) -> AsyncIterator["_
     async with AsyncExitStack() as stack:
         if asked.model is None:
             own = await stack.enter_async_context(_scripted(own, asked))
-        watch(Far(f"preparing the topic and schema {own.database.schema}"))
+        watch(Progress(f"preparing the topic and schema {own.database.schema}"))
         await stack.enter_async_context(_created(own, asked))
         (topic,) = own.kafka.topics
         publisher = await stack.enter_async_context(publishing(own, topic))
@@ -195,7 +195,11 @@ class _Bench:
         rate = first.rate / 2
         late = min(count, max(2, int(rate * _OFFERED_SECONDS)))
         on_time = bench.on_time(
-            documents(late, series="late"), late, rate, partial(datetime.now, UTC)
+            documents(late, series="late"),
+            late,
+            rate,
+            clock=time.monotonic,
+            now=partial(datetime.now, UTC),
         )
         fresh = await self._phase(f"offered, {rate:,.0f} a second", on_time, late)
         return [first, unchanged, fresh]

@@ -15,17 +15,15 @@ from worker.adapters.pgvector_format import index_definition
 from worker.app.jobs import opened
 from worker.config import Settings
 from worker.core.model import Collection
+from worker.core.progress import WatchEach
 from worker.core.vector_index import Drop, State, VectorIndex, steps
 from worker.errors import ConfigError
 from worker.ops import search as searching
 from worker.ops.index_advice import Advice, ServerFacts, Situation, advise_on
-from worker.ops.index_build import Built, Far, IndexBuild, due, state_of
+from worker.ops.index_build import Built, IndexBuild, due, state_of
 
 BUILDER = "embedfleet index build"
 DROPPER = "embedfleet index drop"
-
-Watch = Callable[[str, Far], object]
-"""Told the name of a collection, and how far its index is."""
 
 
 class IndexRow(NamedTuple):
@@ -83,7 +81,7 @@ async def build(
     names: Sequence[str],
     *,
     rebuild: bool,
-    watch: Watch,
+    watch: WatchEach,
     ended: Callable[[Built], object],
 ) -> None:
     """

@@ -1,16 +1,16 @@
 """The command `bench`."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import validators
 
-from worker.cli.index_screen import watched
 from worker.cli.masking import mask_url
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
+from worker.cli.progress import watched
 from worker.config import Settings
 from worker.errors import ConfigError
-from worker.ops.index_build import Far
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.bench_job import Asked
@@ -114,11 +114,7 @@ def bench(
         )
         return 1
     with watched() as watch:
-
-        def tell(far: Far) -> None:
-            watch("bench", far)
-
-        benched = run_loop(bench_job.run(settings, asked, tell))
+        benched = run_loop(bench_job.run(settings, asked, partial(watch, "bench")))
     if json:
         show_json([_facts(phase) for phase in benched.phases])
     else:

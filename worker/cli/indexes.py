@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import validators
 
 from worker.cli.index_flags import UNSAID, IndexFlags
-from worker.cli.index_screen import watched
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option, switch
+from worker.cli.progress import watched
 from worker.core.vector_index import WRONG, State
 from worker.errors import ConfigError
 from worker.ops.index_build import Built

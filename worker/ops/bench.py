@@ -18,10 +18,10 @@ from typing import NamedTuple, Protocol
 from msgspec.structs import replace
 
 from schemas.events import DocumentUpserted
+from worker.core.progress import Pace, Progress, Watch
 from worker.errors import ConfigError
-from worker.ops.index_build import Far, Pace
 from worker.ops.made_up_texts import MadeUpTexts
-from worker.ops.pace import offered
+from worker.ops.offered_load import offered
 from worker.ports import Clock
 from worker.telemetry import Counters
 from worker.telemetry.instruments import FRESHNESS_SECONDS
@@ -32,8 +32,6 @@ SEED = 20_261_125
 LOOK_SECONDS = 0.05
 SILENT_SECONDS = 120.0
 """A provider whose quota is a minute's may be silent for one."""
-
-Watch = Callable[[Far], object]
 
 
 class Look(NamedTuple):
@@ -221,7 +219,7 @@ class Measuring:
         while not done(look):
             now = self._clock()
             left_seconds = Pace(began, 0.0).left_seconds(now, share(look))
-            self._watch(Far(name, share(look), left_seconds))
+            self._watch(Progress(name, share(look), left_seconds))
             await asyncio.sleep(LOOK_SECONDS)
             seen = self._workers.look()
             if share(seen) != share(look):
@@ -253,10 +251,12 @@ async def on_time(
     events: Iterable[DocumentUpserted],
     count: int,
     per_second: float,
+    *,
+    clock: Clock,
     now: Callable[[], datetime],
 ) -> AsyncIterator[DocumentUpserted]:
     """Yield so many events at this rate, each of which says when it was to be sent."""
     source, began = iter(events), now()
-    async for number in offered(count, per_second):
+    async for number in offered(count, per_second, clock):
         due = began + timedelta(seconds=number / per_second)
         yield replace(next(source), occurred_at=due)

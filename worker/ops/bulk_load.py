@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from worker.core.model import Partition
+from worker.core.progress import Pace, Progress, Watch
 from worker.core.vector_index import WRONG, State
 from worker.errors import TransientError
-from worker.ops.index_build import Far, Pace, Watch
 from worker.ports import Clock
 
 _LOOK_SECONDS = 1.0
@@ -133,7 +133,7 @@ class Load:
                 return
             share = records / all_ if all_ else 0.0
             left_seconds = Pace(began, 0.0).left_seconds(self._clock(), share)
-            self._watch(Far("loading", share, left_seconds, _detail(left)))
+            self._watch(Progress("loading", share, left_seconds, _detail(left)))
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _patiently_done(self) -> Done:

@@ -7,12 +7,13 @@ Never stops readers or writers.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NamedTuple, Protocol
 
 from worker.config import IndexBuildOptions
 from worker.core.model import Collection
+from worker.core.progress import Pace, Progress, Watch
 from worker.core.vector_index import (
     WRONG,
     Create,
@@ -29,8 +30,6 @@ from worker.errors import ConfigError, TransientError
 from worker.ports import Clock
 
 _LOOK_SECONDS = 0.5
-_SHORT_SECONDS = 2.0
-"""A pace of less says nothing."""
 _FEWEST_ROWS_FOR_A_RATE = 1_000
 """A build of fewer rows says more about the server's start than about its speed."""
 _MIB = 1024 * 1024
@@ -82,22 +81,6 @@ class Indexes(Protocol):
         """Be the only one who works on a collection's index."""
 
 
-class Far(NamedTuple):
-    """
-    How far a job is: what it does, how much of that is done, how long it will still take.
-
-    `share` and `left_seconds` None: not known; `detail` is what there is to say besides.
-    """
-
-    doing: str
-    share: float | None = None
-    left_seconds: float | None = None
-    detail: str = ""
-
-
-Watch = Callable[[Far], object]
-
-
 class Built(NamedTuple):
     """What was done about an index; `seconds` are those of its build, None: none was built."""
 
@@ -129,19 +112,6 @@ async def due(indexes: Indexes, collections: Iterable[Collection]) -> list[Colle
         if not has_one and state_of(await indexes.look(one)) in WRONG:
             wrong.append(one)
     return wrong
-
-
-class Pace(NamedTuple):
-    """When a phase was seen first, and how far it was then."""
-
-    at: float
-    share: float
-
-    def left_seconds(self, now: float, share: float | None) -> float | None:
-        """Return how long the rest takes at the pace since then, None where it says nothing."""
-        if share is None or share <= self.share or now - self.at < _SHORT_SECONDS:
-            return None
-        return (now - self.at) * (1 - share) / (share - self.share)
 
 
 class IndexBuild:
@@ -177,7 +147,7 @@ class IndexBuild:
                 rows, seconds = await self._create(builder, collection, step.place)
                 built = built._replace(rows=rows, seconds=seconds)
             else:
-                self._watch(Far(_words(step)))
+                self._watch(Progress(_words(step)))
                 await (
                     builder.drop(step.place) if isinstance(step, Drop) else builder.promote()
                 )
@@ -187,7 +157,7 @@ class IndexBuild:
     async def _create(
         self, builder: Builder, collection: Collection, place: Place
     ) -> tuple[int, float]:
-        self._watch(Far("counting rows"))
+        self._watch(Progress("counting rows"))
         rows = await builder.count()
         memory_bytes = memory_for(self._options, collection, rows)
         began = self._clock()
@@ -205,7 +175,7 @@ class IndexBuild:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         seconds = self._clock() - began
-        self._watch(Far("analysing"))
+        self._watch(Progress("analysing"))
         await builder.analyse()
         if rows >= _FEWEST_ROWS_FOR_A_RATE:
             await self._indexes.keep_rate(collection, rows / seconds)
@@ -224,7 +194,7 @@ class IndexBuild:
                 now, share = self._clock(), progress.share
                 if progress.phase != phase:
                     phase, pace = progress.phase, Pace(now, share or 0.0)
-                self._watch(Far(progress.phase, share, pace.left_seconds(now, share)))
+                self._watch(Progress(progress.phase, share, pace.left_seconds(now, share)))
 
 
 def memory_for(options: IndexBuildOptions, collection: Collection, rows: int) -> int:
