@@ -36,13 +36,18 @@ from worker.ports import Query, Verdict, Write
 PARTITION = Partition("limits", 0)
 GROUP = "limits"
 BATCH_DOCUMENTS = 100
+INSERT_ROWS = 50
 COPY_ROWS = 64  # pieces of several MB cost three times the client's CPU: page faults
 
 
 async def stored(
     url: str, collection: Collection, what: Sequence[Document], pool: Pool
 ) -> Limit:
-    """Look up and store documents, a transaction for a hundred, with all that guards it."""
+    """
+    Look up and store documents, a transaction for a hundred, with all that guards it.
+
+    A unit is a document.
+    """
     batches = list(_batches(what, BATCH_DOCUMENTS))
     vectors = [[_vectors(document, pool) for document in batch] for batch in batches]
     async with _tables(url, collection, index=False) as (database, created):
@@ -62,7 +67,7 @@ async def stored(
             assert set(verdicts) == {Verdict.APPLIED}, verdicts
 
         await put(batches[0], vectors[0])  # statements are prepared
-        with measured(f"store, {BATCH_DOCUMENTS} documents a transaction", "document") as limit:
+        with measured() as limit:
             for batch, bought in zip(batches[1:], vectors[1:], strict=True):
                 await put(batch, bought)
     limit.units = sum(map(len, batches[1:]))
@@ -72,7 +77,11 @@ async def stored(
 async def upserted(
     url: str, collection: Collection, what: Sequence[Document], pool: Pool
 ) -> Limit:
-    """Upsert the chunks of new documents as the worker's store does, and nothing beside."""
+    """
+    Upsert the chunks of new documents as the worker's store does, and nothing beside.
+
+    A unit is a row.
+    """
     async with _tables(url, collection, index=False) as (database, created):
         table = chunk_table(created.id, created.generation)
         batches = [
@@ -85,7 +94,7 @@ async def upserted(
             ]
             for batch in _batches(what, BATCH_DOCUMENTS)
         ]
-        with measured(f"upsert, {BATCH_DOCUMENTS} documents a transaction", "row") as limit:
+        with measured() as limit:
             for batch in batches:
                 wired = [(change, _wired(vectors, created)) for change, vectors in batch]
                 async with database.transaction() as connection:
@@ -122,10 +131,8 @@ def rows(what: Sequence[Document], collection: Collection, pool: Pool) -> list[R
     return found
 
 
-async def copied(
-    url: str, collection: Collection, what: Sequence[Row], *, durable: bool = True
-) -> Limit:
-    """COPY rows that are encoded already; not `durable`: into a table without a log."""
+async def copied(url: str, collection: Collection, what: Sequence[Row]) -> Limit:
+    """COPY rows (the units) that are encoded already."""
     pieces = [_copy_rows(part) for part in _batches(what, COPY_ROWS)]
     pieces = [_COPY_HEADER, *pieces, _COPY_TRAILER]
 
@@ -134,10 +141,7 @@ async def copied(
             yield piece
 
     async with _raw_table(url, collection, index=False) as (connection, table):
-        if not durable:
-            await connection.execute(f"alter table {table} set unlogged")
-        name = "COPY" if durable else "COPY, unlogged"
-        with measured(name, "row") as limit:
+        with measured() as limit:
             await connection.copy_to_table(
                 table, source=source(), columns=_COLUMNS, format="binary"
             )
@@ -175,15 +179,13 @@ async def inserted(
     collection: Collection,
     what: Sequence[Row],
     *,
-    index: bool = True,
-    batch_rows: int = 50,
-    connections: int = 1,
+    connections: int,
 ) -> Limit:
-    """INSERT rows in a loop, nothing else: with HNSW the bound of whoever keeps an index."""
+    """INSERT rows (the units) under HNSW, nothing else: the bound of whoever keeps an index."""
     places = ", ".join(f"${number}" for number in range(1, len(_COLUMNS) + 1))
-    batches = iter(list(_batches(what, batch_rows)))
+    batches = iter(list(_batches(what, INSERT_ROWS)))
     async with (
-        _raw_table(url, collection, index=index) as (first, table),
+        _raw_table(url, collection, index=True) as (first, table),
         AsyncExitStack() as stack,
     ):
         statement = f"insert into {table} ({', '.join(_COLUMNS)}) values ({places})"
@@ -197,8 +199,7 @@ async def inserted(
             for batch in batches:
                 await connection.executemany(statement, batch)
 
-        name = f"INSERT{' under HNSW' if index else ''}, {connections} at once"
-        with measured(name, "row") as limit:
+        with measured() as limit:
             async with asyncio.TaskGroup() as group:
                 for connection in (first, *others):
                     group.create_task(insert(connection))
