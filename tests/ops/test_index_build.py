@@ -3,12 +3,12 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import pytest
 
 from tests.support.works import collection
 from worker.config import IndexBuildOptions
+from worker.core.index_facts import BuildProgress
 from worker.core.progress import Progress
 from worker.core.vector_index import Place, Places, Present, VectorIndex
 from worker.errors import ConfigError, StoreUnavailable
@@ -18,11 +18,6 @@ MIB = 2**20
 DOCS = replace(collection("docs"), dimensions=1536, index=VectorIndex())
 GOOD = Present("hnsw", 16, 64)
 OPTIONS = IndexBuildOptions()
-
-
-class BuildProgress(NamedTuple):
-    phase: str
-    share: float | None
 
 
 @dataclass
@@ -133,13 +128,19 @@ async def test_what_is_as_it_should_be_is_left_alone():
 
 async def test_a_rebuild_exchanges_it():
     one = server(there={Place.MAIN: GOOD})
-    built, _ = await run(one, rebuild=True)
+    built, told = await run(one, rebuild=True)
     assert one.calls[1][:2] == ("create", Place.NEXT)
     assert one.calls[2:-1] == ["analyse", ("drop", Place.MAIN), "promote"]
     assert built.did == [
         "built the index that replaces it",
         "dropped the index",
         "put the new index in its place",
+    ]
+    assert [now.doing for now in told] == [
+        "counting rows",
+        "analysing",
+        "dropping an index",
+        "putting the new index in its place",
     ]
 
 

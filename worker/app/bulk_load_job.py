@@ -30,12 +30,11 @@ from worker.config import KafkaOptions, Settings
 from worker.core.lifecycle import Lives, Phase
 from worker.core.model import Collection, Partition
 from worker.core.progress import Progress, WatchEach
-from worker.core.vector_index import NO_INDEX, Drop, steps
 from worker.errors import ConfigError
 from worker.ops import bulk_load
 from worker.ops import search as searching
 from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading
-from worker.ops.index_build import Built, IndexBuild, state_of
+from worker.ops.index_build import Built, IndexBuild
 
 BY = "embedfleet bulk-load"
 
@@ -143,8 +142,7 @@ class _Job:
             found = await self._catalog.collections()
         facts = [await self.indexes.look(one) for one in found if one.index.kind != "none"]
         return [
-            (one.collection, Loading(one.collection.name, one.rows, state_of(one)))
-            for one in facts
+            (one.collection, Loading(one.collection.name, one.rows, one.state)) for one in facts
         ]
 
     async def done(self) -> Done:
@@ -154,10 +152,9 @@ class _Job:
 
     async def drop(self, collection: Collection, builder: IndexBuilder) -> None:
         """Drop the index that is there, or what is left of one."""
-        for step in steps(NO_INDEX, await self.indexes.found(collection)):
-            assert isinstance(step, Drop)
+        for place in await self.indexes.found(collection):
             self._watch(collection.name, Progress("dropping the index"))
-            await builder.drop(step.place)
+            await builder.drop(place)
 
     async def load(self, goal: Goal) -> Ended | None:
         """Work until the goal is reached; None where a signal came first."""

@@ -55,7 +55,7 @@ def status(
         show_json([_facts(row) for row in rows])
     else:
         _show(rows)
-    return 1 if any(row.state in WRONG for row in rows) else 0
+    return 1 if any(row.facts.state in WRONG for row in rows) else 0
 
 
 def set_index(
@@ -186,19 +186,19 @@ def _show(rows: list["IndexRow"]) -> None:
     ]
     show_table(head, lines, empty="there are no collections")
     for row in rows:
-        if row.state in WRONG:
+        if row.facts.state in WRONG:
             name = row.facts.collection.name
-            say(f"the index of {name} is {row.state}: `embedfleet index build {name}`")
+            say(f"the index of {name} is {row.facts.state}: `embedfleet index build {name}`")
         elif row.facts.holder is not None:
             say(f"{row.facts.collection.name} is being worked on by {row.facts.holder.name}")
 
 
 def _state(row: "IndexRow") -> str:
     progress = row.facts.progress
-    if row.state is not State.BUILDING or progress is None:
-        return row.state
+    if row.facts.state is not State.BUILDING or progress is None:
+        return row.facts.state
     share = "" if progress.share is None else f" {progress.share:.0%}"
-    return f"{row.state}{share} ({progress.phase})"
+    return f"{row.facts.state}{share} ({progress.phase})"
 
 
 def _facts(row: "IndexRow") -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _facts(row: "IndexRow") -> dict[str, Any]:
     return {
         "collection": facts.collection.name,
         "should_be": facts.collection.index,
-        "state": row.state,
+        "state": row.facts.state,
         "found": [
             {"place": place or "main", **one._asdict()} for place, one in facts.found.items()
         ],

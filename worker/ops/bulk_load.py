@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from worker.core.model import Partition
 from worker.core.progress import Pace, Progress, Watch
-from worker.core.vector_index import WRONG, State
+from worker.core.vector_index import FEW_ROWS, WRONG, State
 from worker.errors import TransientError
 from worker.ports import Clock
 
@@ -22,8 +22,6 @@ _LOOK_SECONDS = 1.0
 _NAMED_PARTITIONS = 3
 _FEW_ROWS_SHARE = 0.1
 """Of what is to come: so many rows more are soon put into an index that is built anew."""
-NEEDED_ROWS = 10_000
-"""Fewer rows are compared within 0.1 s: readers hardly miss the index."""
 
 
 class Bounds(NamedTuple):
@@ -91,7 +89,7 @@ def why_not(lag: int, threshold: int, collections: list[Loading]) -> str | None:
 
 def missed(collections: list[Loading]) -> list[Loading]:
     """Return the collections whose readers would miss their index."""
-    return [one for one in collections if one.has_index and one.rows >= NEEDED_ROWS]
+    return [one for one in collections if one.has_index and one.rows >= FEW_ROWS]
 
 
 class Load:

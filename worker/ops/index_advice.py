@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from worker.config import IndexBuildOptions
+from worker.core.index_facts import ServerResources
 from worker.core.model import Collection
 from worker.core.vector_index import (
+    FEW_ROWS,
     Place,
     Places,
     State,
@@ -24,8 +26,6 @@ from worker.core.vector_index import (
 )
 
 _MIB = 1024 * 1024
-_SLOW_SCAN_ROWS = 10_000
-"""Comparing fewer rows takes 0.1 s at most."""
 _SMALL_SHARE = 0.01
 """For ten hits of such a tenant a scan of the index passes by a thousand rows of others."""
 _LISTED_TENANTS = 5
@@ -42,15 +42,6 @@ class Advice(NamedTuple):
     why: str
     do: str = ""
     is_wrong: bool = False
-
-
-class ServerFacts(NamedTuple):
-    """What the server says of itself."""
-
-    shared_buffers_bytes: int
-    cache_bytes: int
-    maintenance_workers: int
-    parallel_workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +61,7 @@ class Situation:
     built_as: str
     rows_per_second: float | None
     tenants: list[tuple[str, float]]
-    server: ServerFacts
+    server: ServerResources
     options: IndexBuildOptions
 
     @property
@@ -136,7 +127,7 @@ def _on_good_state(one: Situation) -> Advice:
         return Advice("build nothing yet", why)
     if one.state is State.VALID:
         return Advice("nothing", f"the index is as it should be: {_wanted(one)}")
-    if one.rows < _SLOW_SCAN_ROWS:
+    if one.rows < FEW_ROWS:
         return Advice("nothing", f"it needs no index: {one.scan}")
     why = f"every search compares all rows of its tenant, or of all: {one.scan}"
     do = f"embedfleet index set {name} --index hnsw && embedfleet index build {name}"
@@ -238,7 +229,7 @@ def _on_tenants(one: Situation) -> Iterator[Advice]:
     helped = [
         (tenant, share)
         for tenant, share in one.tenants
-        if share <= _SMALL_SHARE and share * one.rows >= _SLOW_SCAN_ROWS
+        if share <= _SMALL_SHARE and share * one.rows >= FEW_ROWS
     ]
     for tenant, share in helped[:_LISTED_TENANTS]:
         why = (

@@ -9,9 +9,10 @@ Never stops readers or writers.
 import asyncio
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from worker.config import IndexBuildOptions
+from worker.core.index_facts import BuildProgress, IndexFacts
 from worker.core.model import Collection
 from worker.core.progress import Pace, Progress, Watch
 from worker.core.vector_index import (
@@ -20,10 +21,8 @@ from worker.core.vector_index import (
     Drop,
     Place,
     Places,
-    State,
     Step,
     build_bytes,
-    judge,
     steps,
 )
 from worker.errors import ConfigError, TransientError
@@ -63,14 +62,14 @@ class Builder(Protocol):
 class Indexes(Protocol):
     """The vector indexes of all collections."""
 
-    async def look(self, collection: Collection) -> Any:
-        """Return what there is: `rows`, `found`, `progress`, `holder`, and more."""
+    async def look(self, collection: Collection) -> IndexFacts:
+        """Return what there is."""
 
     async def found(self, collection: Collection) -> Places:
         """Return which indexes there are; that costs next to nothing."""
 
-    async def progress(self, collection: Collection) -> Any:
-        """Return how far a build is (`phase`, `share`), None where there is none."""
+    async def progress(self, collection: Collection) -> BuildProgress | None:
+        """Return how far a build is, None where there is none."""
 
     async def keep_rate(self, collection: Collection, rows_per_second: float) -> None:
         """Keep how fast an index was built."""
@@ -91,17 +90,6 @@ class Built(NamedTuple):
     notices: tuple[str, ...] = ()
 
 
-def state_of(facts: Any) -> State:
-    """Say how the index is of which these facts are."""
-    return judge(
-        facts.collection.index,
-        facts.found,
-        facts.rows,
-        is_building=facts.progress is not None,
-        is_busy=facts.holder is not None,
-    )
-
-
 async def due(indexes: Indexes, collections: Iterable[Collection]) -> list[Collection]:
     """Return the collections whose index somebody has to do something about."""
     wrong = []
@@ -109,7 +97,7 @@ async def due(indexes: Indexes, collections: Iterable[Collection]) -> list[Colle
         found = await indexes.found(one)
         # Rows are counted only where there is no index that readers can use.
         has_one = Place.MAIN in found and all(there.is_valid for there in found.values())
-        if not has_one and state_of(await indexes.look(one)) in WRONG:
+        if not has_one and (await indexes.look(one)).state in WRONG:
             wrong.append(one)
     return wrong
 
@@ -146,12 +134,13 @@ class IndexBuild:
             if isinstance(step, Create):
                 rows, seconds = await self._create(builder, collection, step.place)
                 built = built._replace(rows=rows, seconds=seconds)
+            elif isinstance(step, Drop):
+                self._watch(Progress("dropping an index"))
+                await builder.drop(step.place)
             else:
-                self._watch(Progress(_words(step)))
-                await (
-                    builder.drop(step.place) if isinstance(step, Drop) else builder.promote()
-                )
-            built.did.append(_words(step))
+                self._watch(Progress("putting the new index in its place"))
+                await builder.promote()
+            built.did.append(_did(step))
         return built._replace(notices=tuple(builder.notices))
 
     async def _create(
@@ -215,7 +204,7 @@ def memory_for(options: IndexBuildOptions, collection: Collection, rows: int) ->
     return min(wanted, options.max_memory_bytes)
 
 
-def _words(step: Step) -> str:
+def _did(step: Step) -> str:
     match step:
         case Create(Place.MAIN):
             return "built the index"
