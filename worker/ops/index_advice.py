@@ -14,6 +14,7 @@ from worker.core.index_facts import ServerResources
 from worker.core.model import Collection
 from worker.core.vector_index import (
     FEW_ROWS,
+    MIB,
     Place,
     Places,
     State,
@@ -21,11 +22,11 @@ from worker.core.vector_index import (
     build_seconds,
     index_bytes,
     lists_for,
+    memory_bytes,
     probes_for,
     scan_seconds,
 )
 
-_MIB = 1024 * 1024
 _SMALL_SHARE = 0.01
 """For ten hits of such a tenant a scan of the index passes by a thousand rows of others."""
 _LISTED_TENANTS = 5
@@ -162,8 +163,8 @@ def _on_build(one: Situation) -> Iterator[Advice]:
 
 
 def _more_memory(one: Situation) -> str:
-    enough = -(-(one.need_bytes * 11 // 10) // _MIB) + 8
-    more = f"set index.max_memory_bytes to {enough * _MIB} ({enough:,} MiB)"
+    enough = -(-memory_bytes(one.need_bytes) // MIB)
+    more = f"set index.max_memory_bytes to {enough * MIB} ({enough:,} MiB)"
     if one.need_bytes <= _CACHE_SHARE_FOR_A_BUILD * one.server.cache_bytes:
         return more
     narrower = " store as halfvec," if one.collection.storage == "vector" else ""
@@ -263,7 +264,7 @@ def _described(found: Places) -> str:
 
 
 def _mib(size: int) -> str:
-    return f"{-(-size // _MIB):,} MiB"
+    return f"{-(-size // MIB):,} MiB"
 
 
 def _duration(seconds: float) -> str:

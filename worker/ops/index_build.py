@@ -16,6 +16,7 @@ from worker.core.index_facts import BuildProgress, IndexFacts
 from worker.core.model import Collection
 from worker.core.progress import Pace, Progress, Watch
 from worker.core.vector_index import (
+    MIB,
     WRONG,
     Create,
     Drop,
@@ -23,6 +24,7 @@ from worker.core.vector_index import (
     Places,
     Step,
     build_bytes,
+    memory_bytes,
     steps,
 )
 from worker.errors import ConfigError, TransientError
@@ -31,8 +33,7 @@ from worker.ports import Clock
 _LOOK_SECONDS = 0.5
 _FEWEST_ROWS_FOR_A_RATE = 1_000
 """A build of fewer rows says more about the server's start than about its speed."""
-_MIB = 1024 * 1024
-_LEAST_MEMORY_BYTES = 64 * _MIB
+_LEAST_MEMORY_BYTES = 64 * MIB
 """PostgreSQL's own default. It gives each process of a parallel build 32 MiB, or has fewer."""
 
 
@@ -195,10 +196,10 @@ def memory_for(options: IndexBuildOptions, collection: Collection, rows: int) ->
     """
     index = collection.index
     need = build_bytes(index, rows, collection.dimensions, collection.storage)
-    wanted = max(_LEAST_MEMORY_BYTES, need + need // 10 + 8 * _MIB)
+    wanted = max(_LEAST_MEMORY_BYTES, memory_bytes(need))
     if index.kind == "ivfflat" and wanted > options.max_memory_bytes:
         raise ConfigError(
-            f"ivfflat needs {wanted // _MIB} MiB to learn the lists of {collection.name}: "
+            f"ivfflat needs {wanted // MIB} MiB to learn the lists of {collection.name}: "
             "raise index.max_memory_bytes, or give it fewer lists"
         )
     return min(wanted, options.max_memory_bytes)
