@@ -114,7 +114,9 @@ class BenchWorkers:
                         raise JobFailed(f"a worker has ended: {told}")
                     self._looks[number] = told
             except (EOFError, OSError) as error:
-                raise JobFailed("a worker has ended by itself") from error
+                raise JobFailed(
+                    "a worker has ended without a word: was it killed, for want of memory?"
+                ) from error
         return summed(self._looks)
 
 

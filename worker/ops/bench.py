@@ -21,8 +21,8 @@ from msgspec.structs import replace
 from schemas.events import DocumentUpserted
 from worker.core.progress import Pace, Progress, Watch
 from worker.errors import JobFailed
-from worker.ops.made_up_texts import MadeUpTexts
 from worker.ops.offered_load import offered
+from worker.ops.synthetic_texts import SyntheticTexts
 from worker.ports import Clock
 from worker.telemetry import Counters
 from worker.telemetry.instruments import FRESHNESS_SECONDS
@@ -227,7 +227,10 @@ class Measuring:
             if share(seen) != share(look):
                 changed = now
             elif now - changed > SILENT_SECONDS:
-                raise JobFailed(f"nothing was done for {SILENT_SECONDS:g} s ({name})")
+                raise JobFailed(
+                    f"nothing was done for {SILENT_SECONDS:g} s ({name}): "
+                    "`embedfleet doctor` looks closer"
+                )
             look = seen
         return look
 
@@ -250,7 +253,7 @@ def documents(
     characters: int, count: int, *, version: int = 1, series: str = "d"
 ) -> Iterator[DocumentUpserted]:
     """Return documents of about so many characters; a series is the same every time."""
-    texts = MadeUpTexts(random.Random(f"{SEED} {series}"))  # noqa: S311 - a load, no secret
+    texts = SyntheticTexts(random.Random(f"{SEED} {series}"))  # noqa: S311 - a load, no secret
     return (
         DocumentUpserted(
             tenant=TENANT,
