@@ -24,6 +24,7 @@ from tests.support.verdicts import Verdict, lines
 from worker.app.provider import over_http
 from worker.config import EmbeddingOptions, RetryOptions, Settings, TelemetryOptions
 from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
+from worker.embedded.scripted_provider import Quota
 from worker.errors import PermanentError
 from worker.ops.offered_load import offered
 from worker.pipeline.embed import Embed
@@ -109,22 +110,15 @@ async def stack(*, max_inputs: int = 1) -> AsyncIterator[Stack]:
 
 
 @dataclass
-class Quota:
-    """A provider's token bucket of one second's worth; what is beyond it is answered 429."""
+class Metered:
+    """Answers what is beyond a quota with 429, and keeps when each request came, and which."""
 
-    per_second: float
+    quota: Quota
     answered: list[tuple[float, bool]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._level, self._at = self.per_second, time.monotonic()
-
     def __call__(self, _call: Call) -> Reply | None:
-        now = time.monotonic()
-        self._level = min(self.per_second, self._level + (now - self._at) * self.per_second)
-        self._at = now
-        is_within = self._level >= 1
-        self._level -= is_within
-        self.answered.append((now, is_within))
+        is_within = self.quota.refuse_seconds(tokens=0) == 0
+        self.answered.append((time.monotonic(), is_within))
         return None if is_within else scripted.status(429, retry_after="1")
 
 
@@ -132,14 +126,16 @@ async def storm() -> list[Verdict]:
     """Drain far more requests than the quota lets through."""
     async with stack() as one:
         one.provider.latency_seconds = STORM_LATENCY_SECONDS
-        quota = Quota(QUOTA_PER_SECOND)
-        one.provider.script = quota
+        metered = Metered(Quota(requests_per_minute=60 * QUOTA_PER_SECOND))
+        one.provider.script = metered
         began = time.monotonic()
         await _all(one, [f"storm {number}" for number in range(STORM_REQUESTS)])
         seconds = time.monotonic() - began
     # What the bucket holds at the start is free.
     ideal = (STORM_REQUESTS - QUOTA_PER_SECOND) / QUOTA_PER_SECOND
-    later = [is_within for at, is_within in quota.answered if at > began + STEADY_AFTER_SECONDS]
+    later = [
+        is_within for at, is_within in metered.answered if at > began + STEADY_AFTER_SECONDS
+    ]
     share = later.count(False) / len(later)
     return [
         Verdict(

@@ -9,7 +9,7 @@ from worker.cli.index_flags import UNSAID, IndexFlags
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option, switch
 from worker.cli.progress import watched
-from worker.core.vector_index import WRONG, State
+from worker.core.vector_index import WRONG, State, VectorIndex
 from worker.errors import ConfigError
 from worker.ops.index_build import Built
 
@@ -236,7 +236,7 @@ def tell(built: Built) -> None:
     say(f"{built.collection}: {', '.join(built.did)}{rate}")
 
 
-def _parameters(index: Any) -> str:
+def _parameters(index: VectorIndex) -> str:
     match index.kind:
         case "hnsw":
             words = f"hnsw m={index.m} ef_construction={index.ef_construction}"

@@ -21,7 +21,7 @@ from worker.ports import Clock
 _LOOK_SECONDS = 1.0
 _NAMED_PARTITIONS = 3
 _FEW_ROWS_SHARE = 0.1
-"""Of what is to come: so many rows more are soon put into an index that is built anew."""
+"""Of the records that wait: an index of more chunks is not worth being built anew for them."""
 
 
 class Bounds(NamedTuple):
