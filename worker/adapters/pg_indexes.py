@@ -83,14 +83,17 @@ class PostgresIndexes:
         self._database = database
 
     async def look(self, collection: Collection) -> IndexFacts:
-        """Return what there is."""
+        """
+        Return what there is.
+
+        Raises:
+            StoreUnavailable: also where the collection's table is gone.
+        """
         table = table_of(collection)
         async with self._database.connection() as connection:
             size = await connection.fetchrow(
                 _SIZE.format(table=table), table, EXACT_ROWS + 1, collection.id
             )
-            if size is None:
-                raise ConfigError(f"the table {table} of {collection.name} is missing")
             rows = await connection.fetch(_INDEXES, table, _names(table))
             progress = await connection.fetchrow(_PROGRESS, table, _names(table))
             holder = await connection.fetchrow(_HOLDER, table)
