@@ -36,6 +36,7 @@ from worker.ports import Query, Verdict, Write
 PARTITION = Partition("limits", 0)
 GROUP = "limits"
 BATCH_DOCUMENTS = 100
+INSERT_ROWS = 50
 COPY_ROWS = 64  # pieces of several MB cost three times the client's CPU: page faults
 
 
@@ -47,7 +48,11 @@ async def stored(
     *,
     at_once: int = 1,
 ) -> Limit:
-    """Look up and store documents, a transaction for a hundred, with all that guards it."""
+    """
+    Look up and store documents, a transaction for a hundred, with all that guards it.
+
+    A unit is a document.
+    """
     first, *batches = _batches(what, BATCH_DOCUMENTS)
     vectors = [[_vectors(document, pool) for document in batch] for batch in batches]
     async with _tables(url, collection, index=False) as (database, created):
@@ -68,7 +73,7 @@ async def stored(
 
         # Statements are prepared then.
         await put(first, [_vectors(document, pool) for document in first])
-        with measured(f"store, {BATCH_DOCUMENTS} documents a transaction", "document") as limit:
+        with measured() as limit:
             await _all(zip(batches, vectors, strict=True), put, at_once)
     limit.units = sum(map(len, batches))
     return limit
@@ -77,7 +82,11 @@ async def stored(
 async def upserted(
     url: str, collection: Collection, what: Sequence[Document], pool: Pool, *, at_once: int
 ) -> Limit:
-    """Upsert the chunks of new documents as the worker's store does, and nothing beside."""
+    """
+    Upsert the chunks of new documents as the worker's store does, and nothing beside.
+
+    A unit is a row.
+    """
     async with _tables(url, collection, index=False) as (database, created):
         table = chunk_table(created.id, created.generation)
         claim = await PostgresClaims(database).claim(GROUP, PARTITION, "limits")
@@ -101,7 +110,7 @@ async def upserted(
                     connection, table, with_wired_vectors(batch), sizes, copies=True
                 )
 
-        with measured(f"upsert, {BATCH_DOCUMENTS} documents a transaction", "row") as limit:
+        with measured() as limit:
             await _all(batches, put, at_once)
         async with database.connection() as connection:
             limit.units = await connection.fetchval(f"select count(*) from {table}")
@@ -148,7 +157,7 @@ def rows(what: Sequence[Document], collection: Collection, pool: Pool) -> list[R
 async def copied(
     url: str, collection: Collection, what: Sequence[Row], *, at_once: int
 ) -> Limit:
-    """COPY rows that are encoded already, a transaction for all that one connection sends."""
+    """COPY rows (the units) that are encoded already, a transaction a connection."""
     streams = [
         [
             _COPY_HEADER,
@@ -163,7 +172,7 @@ async def copied(
             yield piece
 
     async with _raw_table(url, collection, index=False, connections=at_once) as (them, table):
-        with measured(f"COPY, {at_once} at once", "row") as limit:
+        with measured() as limit:
             async with asyncio.TaskGroup() as group:
                 for connection, pieces in zip(them, streams, strict=True):
                     copying = connection.copy_to_table(
@@ -204,14 +213,12 @@ async def inserted(
     collection: Collection,
     what: Sequence[Row],
     *,
-    index: bool = True,
-    batch_rows: int = 50,
-    connections: int = 1,
+    connections: int,
 ) -> Limit:
-    """INSERT rows in a loop, nothing else: with HNSW the bound of whoever keeps an index."""
+    """INSERT rows (the units) under HNSW, nothing else: the bound of whoever keeps an index."""
     places = ", ".join(f"${number}" for number in range(1, len(_COLUMNS) + 1))
-    batches = iter(list(_batches(what, batch_rows)))
-    async with _raw_table(url, collection, index=index, connections=connections) as (
+    batches = iter(list(_batches(what, INSERT_ROWS)))
+    async with _raw_table(url, collection, index=True, connections=connections) as (
         them,
         table,
     ):
@@ -221,8 +228,7 @@ async def inserted(
             for batch in batches:
                 await connection.executemany(statement, batch)
 
-        name = f"INSERT{' under HNSW' if index else ''}, {connections} at once"
-        with measured(name, "row") as limit:
+        with measured() as limit:
             async with asyncio.TaskGroup() as group:
                 for connection in them:
                     group.create_task(insert(connection))
