@@ -29,6 +29,7 @@ from worker.pipeline.refusals import Refusals
 from worker.pipeline.runner import Runner, Tasks
 from worker.pipeline.settle import Settle
 from worker.pipeline.store import Save
+from worker.pipeline.together import Together
 from worker.ports import (
     Catalog,
     Claims,
@@ -121,7 +122,7 @@ def assemble(
         max_bytes=settings.queue.max_bytes,
         quantum_bytes=settings.queue.quantum_bytes,
     )
-    ingest, embed = _ingest(
+    ingest, together, embed = _ingest(
         settings,
         ports,
         around,
@@ -143,6 +144,7 @@ def assemble(
     )
     dispatch = Dispatch(
         ingest,
+        together,
         settle,
         refusals,
         lives,
@@ -202,7 +204,7 @@ def _ingest(
     refusals: Refusals,
     scheduler: Scheduler,
     counters: Counters,
-) -> tuple[Ingest, Embed]:
+) -> tuple[Ingest, Together, Embed]:
     collections = Collections(
         ports.catalog,
         clock=around.clock,
@@ -248,4 +250,12 @@ def _ingest(
         is_ending=lives.is_ending,
         jitter=around.jitter,
     )
-    return ingest, embed
+    together = Together(
+        prepare,
+        embed,
+        save,
+        refusals,
+        timeout_seconds=settings.ingest.document_timeout_seconds,
+        is_ending=lives.is_ending,
+    )
+    return ingest, together, embed

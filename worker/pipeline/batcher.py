@@ -162,13 +162,13 @@ class Batcher(Generic[In, Out]):
             return await call.answer
         except asyncio.CancelledError:
             self.leave(call)
-            if self._settles and call.batch is not None:
-                await _until_done(call.batch)
+            await self.left(call)
             raise
 
     def leave(self, call: Call[In, Out]) -> None:
         """Take note that nobody waits for a call any more; one that waits is dropped."""
         call.left = True
+        call.answer.cancel()
         self._left += 1
         if call.batch is None:
             del call.item
@@ -177,6 +177,11 @@ class Batcher(Generic[In, Out]):
         if self._left > max(_LEFT_BEHIND, self.waiting // 2):
             self._left = 0
             self._sweep()
+
+    async def left(self, call: Call[In, Out]) -> None:
+        """Wait until what was left is over, with `settles`, where it is being worked on."""
+        if self._settles and call.batch is not None:
+            await _until_done(call.batch)
 
     def _sweep(self) -> None:
         for group, calls in list(self._waiting.items()):

@@ -11,6 +11,7 @@ cancelled or fails, so a drain always ends.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Collection
 
 import structlog
@@ -20,9 +21,10 @@ from worker.core.lifecycle import Lives, PartitionLife
 from worker.core.model import Claim, DeadLettered, Outcome, Released, Work
 from worker.core.scheduler import Scheduler
 from worker.errors import FencedError
-from worker.pipeline.ingest import Ingest
+from worker.pipeline.ingest import Ingest, Stumbled
 from worker.pipeline.refusals import Refusals
 from worker.pipeline.settle import Settle
+from worker.pipeline.together import Together
 from worker.ports import Clock, Source
 from worker.telemetry import Counters
 
@@ -37,6 +39,7 @@ class Dispatch:
     def __init__(
         self,
         ingest: Ingest,
+        together: Together,
         settle: Settle,
         refusals: Refusals,
         lives: Lives,
@@ -48,6 +51,7 @@ class Dispatch:
         spawn: Callable[..., asyncio.Task[None]],
     ) -> None:
         self._ingest = ingest
+        self._together = together
         self._settle = settle
         self._refusals = refusals
         self._lives = lives
@@ -57,6 +61,7 @@ class Dispatch:
         self._max_in_flight = max_in_flight
         self.scheduler = scheduler
         self._tasks: dict[Work, asyncio.Task[None]] = {}
+        self._pump_is_due = False
         self.room = asyncio.Event()
         self.room.set()
 
@@ -76,17 +81,34 @@ class Dispatch:
 
     def pump(self) -> None:
         """Start what may be started, and say whether there is room for more."""
-        # Those that only wait hold no place: they would hold up all others.
-        most = self._max_in_flight
-        while len(self._tasks) < most or len(self._tasks) - self.patient < most:
+        self._pump_is_due = False
+        companies: defaultdict[Claim, list[Work]] = defaultdict(list)
+        while self._has_room(sum(map(len, companies.values()))):
             work = self.scheduler.take()
             if work is None:
                 break
-            self._tasks[work] = self._spawn(self._carry(work))
+            if self._together.takes(work):
+                companies[work.claim].append(work)
+            else:
+                self._tasks[work] = self._spawn(self._carry(work))
+        # Of one claim each, as those of a claim are given up together.
+        for works in companies.values():
+            self._tasks.update(dict.fromkeys(works, self._spawn(self._carry_together(works))))
         if self.scheduler.is_full:
             self.room.clear()
         else:
             self.room.set()
+
+    def _has_room(self, taken: int) -> bool:
+        # Those that only wait hold no place: they would hold up all others.
+        count = len(self._tasks) + taken
+        return count < self._max_in_flight or count - self.patient < self._max_in_flight
+
+    def _pump_soon(self) -> None:
+        """Pump in the next turn of the loop: what ends in this one makes room for as many."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self.pump)
 
     def release(self, claim: Claim) -> None:
         """Leave what waits under a claim to the next owner of its partition."""
@@ -107,7 +129,7 @@ class Dispatch:
         for claim in claims:
             self._drop(claim)
         self.pump()
-        tasks = [task for work, task in self._tasks.items() if work.claim in claims]
+        tasks = {task for work, task in self._tasks.items() if work.claim in claims}
         if not tasks:
             return
         _, late = await asyncio.wait(tasks, timeout=deadline_seconds)
@@ -120,10 +142,37 @@ class Dispatch:
         for work in self.scheduler.drop(claim):
             self._settle.released(work)
 
-    async def _carry(self, work: Work) -> None:
+    async def _carry_together(self, works: list[Work]) -> None:
+        """Carry works of one claim; who stumbles goes on alone."""
+        left = dict.fromkeys(works)
+
+        async def end(work: Work, how: Outcome | Stumbled) -> None:
+            del left[work]
+            if not isinstance(how, Stumbled):
+                finish = await self._end(work, how)
+                del self._tasks[work]
+                finish(work)
+                self._pump_soon()
+            elif self._lives.is_ending(work.claim):  # a drain waits for this task
+                await self._carry(work, how)
+            else:
+                self._tasks[work] = self._spawn(self._carry(work, how))
+
+        try:
+            await self._together(works, end)
+        except asyncio.CancelledError:
+            for work in left:
+                self._settle.released(work)
+            raise
+        finally:
+            for work in left:
+                del self._tasks[work]
+                self.scheduler.done(work)
+
+    async def _carry(self, work: Work, stumbled: Stumbled | None = None) -> None:
         finish: Callable[[Work], None] = self.scheduler.done
         try:
-            outcome = await self._ingest(work)
+            outcome = await self._ingest(work, stumbled)
             finish = await self._end(work, outcome)
         except FencedError:
             self._fenced(work)

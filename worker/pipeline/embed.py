@@ -14,6 +14,7 @@ document's is asked for again.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
 
 from worker.config import EmbeddingOptions, RetryOptions
@@ -29,6 +30,22 @@ from worker.telemetry import Counters, Tracing
 _LINGER_SECONDS = 0.1
 """What a request that has room waits at most while documents wait for their turn, and others
 that are under way will let them in: without a backlog nothing waits."""
+
+
+@dataclass(slots=True, eq=False)
+class Purchase:
+    """The vectors of a change set that are at hand, and the chunks that are bought for it."""
+
+    change: ChangeSet
+    vectors: dict[VectorKey, Vector] = field(default_factory=dict)
+    pieces: dict[VectorKey, Piece] = field(default_factory=dict)
+
+    def by_chunk(self) -> dict[ChunkId, Vector]:
+        """Return the vector of each new chunk, once all are at hand."""
+        collection = self.change.collection
+        return {
+            chunk.id: self.vectors[_key(collection, chunk.id)] for chunk in self.change.insert
+        }
 
 
 class Embed:
@@ -106,31 +123,38 @@ class Embed:
         Raises:
             PermanentError: a chunk of this document cannot be embedded.
         """
-        vectors: dict[VectorKey, Vector] = {}
-        pieces: dict[VectorKey, Piece] = {}
-        model = change.collection.model
-        self._waiting_for[model] += 1
+        purchase = self.begin(work, change)
         try:
-            for chunk in change.insert:
-                key = _key(change.collection, chunk.id)
-                if key in vectors or key in pieces:
-                    continue
-                known = self.cache.get(key)
-                if known is None:
-                    pieces[key] = self._join(key, chunk.content, work, change)
-                else:
-                    vectors[key] = known
-            for key, joined in list(pieces.items()):
+            for key, joined in list(purchase.pieces.items()):
                 piece = joined
                 while (vector := await self._wait(piece, change, bought)) is None:
                     self._leave(piece)
-                    piece = pieces[key] = self._join(key, piece.text, work, change)
-                vectors[key] = vector
+                    piece = purchase.pieces[key] = self._join(key, piece.text, work, change)
+                purchase.vectors[key] = vector
         finally:
-            self._waiting_for[model] -= 1
-            for piece in pieces.values():
-                self._leave(piece)
-        return {chunk.id: vectors[_key(change.collection, chunk.id)] for chunk in change.insert}
+            self.end(purchase)
+        return purchase.by_chunk()
+
+    def begin(self, work: Work, change: ChangeSet) -> Purchase:
+        """Order what is not at hand; until `end`, the document waits for it."""
+        purchase = Purchase(change)
+        self._waiting_for[change.collection.model] += 1
+        for chunk in change.insert:
+            key = _key(change.collection, chunk.id)
+            if key in purchase.vectors or key in purchase.pieces:
+                continue
+            known = self.cache.get(key)
+            if known is None:
+                purchase.pieces[key] = self._join(key, chunk.content, work, change)
+            else:
+                purchase.vectors[key] = known
+        return purchase
+
+    def end(self, purchase: Purchase) -> None:
+        """Take note that the document waits for none of it any more."""
+        self._waiting_for[purchase.change.collection.model] -= 1
+        for piece in purchase.pieces.values():
+            self._leave(piece)
 
     def stored(self, change: ChangeSet) -> None:
         """Forget the vectors of a change set: they are in the table now."""

@@ -9,6 +9,7 @@ Never settles, never commits.
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 
@@ -53,6 +54,18 @@ _ALONE_AFTER = 3
 """Rounds against a moving row before a document gets a transaction of its own."""
 
 
+class Stumbled(NamedTuple):
+    """What a work has met in company, None: only that it must go alone; answers before that."""
+
+    error: Exception | None
+    answers: dict[str, int]
+
+    def again(self) -> None:
+        """Meet it again."""
+        if self.error is not None:
+            raise self.error
+
+
 class Ingest:
     """What is done for one work; `is_ending` tells that its claim is being drained."""
 
@@ -83,21 +96,24 @@ class Ingest:
         """How many works only wait: for an unknown collection, or a model left alone."""
         return self._prepare.patient + self._embed.patient
 
-    async def __call__(self, work: Work) -> Outcome | None:
+    async def __call__(self, work: Work, stumbled: Stumbled | None = None) -> Outcome | None:
         """
         Take one event from text to stored vectors, or to the reason why not; None: again.
+
+        What it has `stumbled` over in the company of others is as if it were met here.
 
         Raises:
             FencedError: the claim is not the newest any more.
         """
         if isinstance(work.event, Rejected):
             return DeadLettered(work.event.reason, work.event.detail, "decode")
-        answers = dict(self._embed.answers)
+        stumbled = stumbled or Stumbled(None, dict(self._embed.answers))
         try:
             async with asyncio.timeout(self._document_timeout_seconds) as deadline:
+                stumbled.again()
                 return await self._write(work, deadline)
         except TimeoutError:
-            return self._timed_out(work, answers)
+            return self._timed_out(work, stumbled.answers)
         except StoreUnavailable:
             self._prepare.forget(work)  # its collection may have been made anew
             await asyncio.sleep(0.1 + self._jitter())
@@ -146,7 +162,7 @@ class Ingest:
             verdict = await self._store(work, change, vectors, alone=rounds >= _ALONE_AFTER)
             if verdict is Verdict.APPLIED:
                 self._embed.stored(change)
-                return _outcome(work, change)
+                return outcome_of(work, change)
             _refuse_fenced(verdict)
             rounds += 1
 
@@ -174,7 +190,8 @@ def _dead(error: PermanentError) -> DeadLettered:
     return DeadLettered(error.reason, str(error), "ingest", error.facts, refused)
 
 
-def _outcome(work: Work, change: ChangeSet) -> Outcome:
+def outcome_of(work: Work, change: ChangeSet) -> Outcome:
+    """Return how a work ends whose change set was written."""
     if isinstance(work.event, DocumentUpserted):
         return Stored(embedded=len(change.insert), kept=change.kept)
     return Deleted()

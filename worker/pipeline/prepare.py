@@ -33,7 +33,7 @@ from worker.core.model import (
     Work,
 )
 from worker.errors import UnknownCollection
-from worker.pipeline.batcher import Batcher
+from worker.pipeline.batcher import Batcher, Call
 from worker.pipeline.marks import Marks
 from worker.pipeline.refusals import Refusals
 from worker.ports import Catalog, Clock, Offload, Query, Spawn, Store
@@ -106,6 +106,10 @@ class Collections:
                     await self._ask(name)
         return self._known.get(name)
 
+    def known(self, name: str) -> Collection | None:
+        """Return a collection, None where it is not known."""
+        return self._known.get(name)
+
     def model_of(self, name: str) -> str | None:
         """Return the model of a collection, None where it is not known."""
         known = self._known.get(name)
@@ -170,6 +174,25 @@ class Prepare:
         assert isinstance(event, DocumentUpserted | DocumentDeleted | Tombstone)
         collection = await self._collections.find(event.collection)
         return await self._batcher.submit((work, collection))
+
+    def knows(self, work: Work) -> bool:
+        """Tell whether a work is of a document in a collection that is known."""
+        event = work.event
+        return (
+            isinstance(event, DocumentUpserted | DocumentDeleted | Tombstone)
+            and self._collections.known(event.collection) is not None
+        )
+
+    def put(self, work: Work) -> Call[Item, Prepared] | None:
+        """Queue a work, None where its collection is not known (any more)."""
+        event = work.event
+        assert isinstance(event, DocumentUpserted | DocumentDeleted | Tombstone)
+        collection = self._collections.known(event.collection)
+        return None if collection is None else self._batcher.put((work, collection))
+
+    def leave(self, call: Call[Item, Prepared]) -> None:
+        """Take note that nobody waits for a work's answer any more."""
+        self._batcher.leave(call)
 
     def model_of(self, work: Work) -> str | None:
         """Return the model that a work needs, None where it needs none that is known."""

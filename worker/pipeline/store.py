@@ -12,7 +12,7 @@ from typing import NamedTuple
 from schemas.events import ScopeDeleted
 from worker.config import IngestOptions
 from worker.core.model import ChangeSet, ChunkId, Vector, Work
-from worker.pipeline.batcher import Batcher
+from worker.pipeline.batcher import Batcher, Call
 from worker.ports import Clock, Spawn, Store, Verdict, Write
 from worker.telemetry import Counters, Tracing
 
@@ -79,8 +79,21 @@ class Save:
         """
         self._alone += alone
         group = self._alone if alone else 0
-        write = Write(change, work.claim, vectors)
-        return await self._batcher.submit(_Item(write, group, work.traceparent, _bytes(write)))
+        return await self._batcher.submit(_item(work, change, vectors, group))
+
+    def put(
+        self, work: Work, change: ChangeSet, vectors: Mapping[ChunkId, Vector]
+    ) -> Call[_Item, Verdict]:
+        """Queue one document, to be written with others."""
+        return self._batcher.put(_item(work, change, vectors, 0))
+
+    def leave(self, call: Call[_Item, Verdict]) -> None:
+        """Take note that nobody waits for a document any more."""
+        self._batcher.leave(call)
+
+    async def left(self, call: Call[_Item, Verdict]) -> None:
+        """Wait for the end of the transaction that a document is in which was left."""
+        await self._batcher.left(call)
 
     async def scope(self, work: Work) -> Verdict:
         """Delete what a scope reaches."""
@@ -113,6 +126,13 @@ class Save:
             self._options.store_batch_documents,
             self._options.store_batch_bytes,
         )
+
+
+def _item(
+    work: Work, change: ChangeSet, vectors: Mapping[ChunkId, Vector], group: Hashable
+) -> _Item:
+    write = Write(change, work.claim, vectors)
+    return _Item(write, group, work.traceparent, _bytes(write))
 
 
 def _bytes(write: Write) -> int:
