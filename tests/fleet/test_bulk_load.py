@@ -201,7 +201,7 @@ async def nobody_holds_the_lock(fleet: Fleet) -> bool:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 async def test_a_load_that_is_ended_half_built_is_gone_on_with(loading, number) -> None:
     fleet = await loading()
     other = await asyncpg.connect(fleet.database.url)
@@ -212,6 +212,7 @@ async def test_a_load_that_is_ended_half_built_is_gone_on_with(loading, number) 
         await fleet.until(lambda: waits_for_us(fleet, "waiting for old snapshots"))
         first.signal(number)
         assert await first.ended() == (-9 if number == signal.SIGKILL else 130), said(first)
+        assert ("call it again" in said(first)) == (number != signal.SIGKILL)
         await fleet.until(lambda: nobody_holds_the_lock(fleet))
         assert not await has_valid_index(fleet)
     await other.close()

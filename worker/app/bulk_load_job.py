@@ -178,9 +178,11 @@ class _Job:
             worker.runner.beside.append(load.run)
             loads.append(load)
 
-        with stopped_by_signals(stop, settings.kafka.drain_seconds):
+        with stopped_by_signals(stop, settings.kafka.drain_seconds) as was_signalled:
             await work(settings, stop, watch_goal)
-        return loads[0].ended if loads else None
+            if was_signalled() or not loads:
+                return None
+        return loads[0].ended
 
     async def build(self, collection: Collection, builder: IndexBuilder) -> Built:
         """Build the index that the collection should have by now."""
