@@ -90,9 +90,11 @@ async def fill(
         )
 
 
-async def create(builder: IndexBuilder, place: Place = Place.MAIN, **how) -> None:
+async def create(
+    builder: IndexBuilder, place: Place = Place.MAIN, index: VectorIndex = INDEX, **how
+) -> None:
     await builder.create(
-        place, **({"rows": 100, "memory_bytes": 64 * MIB, "workers": None} | how)
+        place, index, **({"rows": 100, "memory_bytes": 64 * MIB, "workers": None} | how)
     )
 
 
@@ -156,7 +158,7 @@ async def test_an_index_is_built_as_it_should_be_and_readers_use_it(
     assert await due(indexes, [one, world.articles]) == [one]
     async with indexes.locked(one, "a test") as builder:
         assert await builder.count() == 3_000
-        await create(builder, rows=2_000)
+        await create(builder, index=index, rows=2_000)
         await builder.analyse()
     after = await indexes.look(one)
     assert after.found == {Place.MAIN: present}
@@ -213,6 +215,32 @@ async def test_an_index_that_was_made_without_parameters_has_those_of_pgvector(
     assert state_of(facts) is State.VALID
 
 
+@pytest.mark.parametrize(
+    ("definition", "kind"),
+    [
+        ("using hnsw (embedding vector_l2_ops)", "hnsw (embedding vector_l2_ops)"),
+        (
+            "using hnsw (embedding vector_cosine_ops) where tenant = 'acme'",
+            "hnsw (embedding vector_cosine_ops) WHERE (tenant = 'acme'::text)",
+        ),
+        (
+            "using btree (seq) with (deduplicate_items = off)",
+            "btree (seq) WITH (deduplicate_items=off)",
+        ),
+    ],
+)
+async def test_an_index_of_our_name_and_another_shape_is_another_index(
+    definition, kind, world: PostgresWorld, indexes: PostgresIndexes
+) -> None:
+    """It serves none of the readers' queries, however it is called."""
+    one = await collection(world, VectorIndex())
+    table = table_of(one)
+    await world.fetch(f"create index {table}_embedding on {table} {definition}")
+    facts = await indexes.look(one)
+    assert facts.found == {Place.MAIN: Present(kind)}
+    assert state_of(facts) is State.DIFFERS
+
+
 async def test_an_index_of_somebody_elses_is_not_ours(
     world: PostgresWorld, indexes: PostgresIndexes
 ) -> None:
@@ -233,7 +261,7 @@ async def test_an_index_is_replaced_while_the_one_before_serves(
     other = await world.catalog.set_index(one, replace(INDEX, m=6))
     assert state_of(await indexes.look(other)) is State.DIFFERS
     async with indexes.locked(other, "a test") as builder:
-        await create(builder, Place.NEXT)
+        await create(builder, Place.NEXT, other.index)
         new = GOOD._replace(m=6)
         assert await indexes.found(other) == {Place.MAIN: GOOD, Place.NEXT: new}
         await builder.drop(Place.MAIN)

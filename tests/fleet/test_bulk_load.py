@@ -220,6 +220,19 @@ async def test_a_load_that_is_ended_half_built_is_gone_on_with(loading, number) 
     await ends_well(fleet, await bulk(fleet))
 
 
+async def test_a_load_builds_the_index_that_was_asked_for_while_it_loaded(loading) -> None:
+    fleet = await loading()
+    fleet.provider.latency_seconds = 0.1
+    process = await bulk(fleet, **SLOWLY)
+    await fleet.until(lambda: is_dropped(fleet))
+    await fleet.sql.execute("update collection set index_m = 6")
+    assert await process.ended() == 0, said(process)
+    options = await fleet.sql.fetchval(
+        "select reloptions from pg_class where relname = 'chunk_1_1_embedding'"
+    )
+    assert options == ["m=6", "ef_construction=16"]
+
+
 async def test_what_a_killed_load_leaves_is_finished_by_ordinary_workers(loading) -> None:
     fleet = await loading()
     fleet.provider.latency_seconds = 0.2

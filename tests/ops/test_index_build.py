@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.works import collection
 from worker.config import IndexBuildOptions
-from worker.core.vector_index import Place, Places, Present, VectorIndex
+from worker.core.vector_index import NO_INDEX, Place, Places, Present, VectorIndex
 from worker.errors import ConfigError, StoreUnavailable
 from worker.ops.index_build import Built, Far, IndexBuild, memory_for
 
@@ -42,6 +42,7 @@ class Server:
     script: list[Progress | Exception | None] = field(default_factory=list)
     error: Exception | None = None
     notices: list[str] = field(default_factory=list)
+    wanted: VectorIndex = DOCS.index
     calls: list[object] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
@@ -53,6 +54,9 @@ class Server:
         self.calls.append(("locked", one.name, application))
         yield self
         self.calls.append("unlocked")
+
+    async def current(self, one):
+        return replace(one, index=self.wanted)
 
     async def found(self, _):
         return dict(self.there)
@@ -73,7 +77,7 @@ class Server:
     async def count(self):
         return self.rows
 
-    async def create(self, place, *, rows, memory_bytes, workers):
+    async def create(self, place, _, *, rows, memory_bytes, workers):
         self.calls.append(("create", place, rows, memory_bytes, workers))
         if self.error is not None:
             raise self.error
@@ -128,6 +132,13 @@ async def test_what_is_as_it_should_be_is_left_alone():
     built, told = await run(one)
     assert built == Built("docs", [])
     assert (told, one.rates) == ([], [])
+
+
+async def test_what_it_should_be_is_what_was_said_last():
+    """Who waits for the lock of an hour's build has an old collection in his hands."""
+    one = server(there={Place.MAIN: GOOD}, wanted=NO_INDEX)
+    built, _ = await run(one)
+    assert built.did == ["dropped the index"]
 
 
 async def test_a_rebuild_exchanges_it():

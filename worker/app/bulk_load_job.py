@@ -192,6 +192,8 @@ class _Job:
             clock=time.monotonic,
             watch=partial(self._watch, collection.name),
         )
+        # A load takes its time, in which it may be said anew what index there should be.
+        collection = await self.indexes.current(collection)
         facts = await self.indexes.look(collection)
         if not facts.found and facts.rows < (rows := collection.index.build_at_rows):
             return Built(

@@ -125,7 +125,8 @@ async def drop(settings: Settings, names: Sequence[str], *, really: bool) -> lis
 async def _drop(jobs: Jobs, collection: Collection) -> None:
     async with jobs.indexes.locked(collection, DROPPER) as builder:
         # First that there should be none, or a worker would build it again.
-        index = replace(collection.index, kind="none")
+        current = await jobs.indexes.current(collection)
+        index = replace(current.index, kind="none")
         await jobs.catalog.set_index(collection, index)
         for step in steps(index, await jobs.indexes.found(collection)):
             assert isinstance(step, Drop)

@@ -21,6 +21,7 @@ from worker.core.vector_index import (
     Places,
     State,
     Step,
+    VectorIndex,
     build_bytes,
     judge,
     steps,
@@ -47,7 +48,13 @@ class Builder(Protocol):
         """Return how many rows there are."""
 
     async def create(
-        self, place: Place, *, rows: int, memory_bytes: int, workers: int | None
+        self,
+        place: Place,
+        index: VectorIndex,
+        *,
+        rows: int,
+        memory_bytes: int,
+        workers: int | None,
     ) -> None:
         """Build an index on the living table."""
 
@@ -63,6 +70,9 @@ class Builder(Protocol):
 
 class Indexes(Protocol):
     """The vector indexes of all collections."""
+
+    async def current(self, collection: Collection) -> Collection:
+        """Return a collection with the index that it should have by now."""
 
     async def look(self, collection: Collection) -> Any:
         """Return what there is: `rows`, `found`, `progress`, `holder`, and more."""
@@ -170,6 +180,8 @@ class IndexBuild:
         self, builder: Builder, collection: Collection, *, rebuild: bool = False
     ) -> Built:
         """Do the same where the lock is held already."""
+        # The lock may have been waited for, and what should be was said anew meanwhile.
+        collection = await self._indexes.current(collection)
         found = await self._indexes.found(collection)
         built = Built(collection.name, [])
         for step in steps(collection.index, found, rebuild=rebuild):
@@ -196,6 +208,7 @@ class IndexBuild:
                 building = tasks.create_task(
                     builder.create(
                         place,
+                        collection.index,
                         rows=rows,
                         memory_bytes=memory_bytes,
                         workers=self._options.parallel_workers,
