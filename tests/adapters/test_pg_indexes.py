@@ -35,7 +35,7 @@ from worker.core.vector_index import (
     steps,
 )
 from worker.errors import ConfigError, StoreUnavailable
-from worker.ops.index_build import due, state_of
+from worker.ops.index_build import is_due, state_of
 
 pytestmark = pytest.mark.real
 
@@ -155,7 +155,8 @@ async def test_an_index_is_built_as_it_should_be_and_readers_use_it(
     assert (before.rows, before.is_exact, before.found) == (3_000, True, {})
     assert (before.index_bytes, before.progress, before.holder) == (0, None, None)
     assert state_of(before) is State.DUE
-    assert await due(indexes, [one, world.articles]) == [one]
+    assert await is_due(indexes, one)
+    assert not await is_due(indexes, world.articles)
     async with indexes.locked(one, "a test") as builder:
         assert await builder.count() == 3_000
         await create(builder, index=index, rows=2_000)
@@ -164,7 +165,7 @@ async def test_an_index_is_built_as_it_should_be_and_readers_use_it(
     assert after.found == {Place.MAIN: present}
     assert after.index_bytes > 0
     assert state_of(after) is State.VALID
-    assert await due(indexes, [one]) == []
+    assert not await is_due(indexes, one)
     readers = Readers(world.database)
     assert await readers.is_served_by_index(one)
     recall = await readers.recall(one, 20, 5)
@@ -277,7 +278,7 @@ async def test_a_build_that_is_cancelled_ends_on_the_server_and_leaves_what_can_
     facts = await indexes.look(one)
     assert (facts.found, facts.progress, facts.holder) == ({Place.MAIN: BROKEN}, None, None)
     assert state_of(facts) is State.INVALID
-    assert await due(indexes, [one]) == [one]
+    assert await is_due(indexes, one)
     async with indexes.locked(one, "a test") as builder:
         for step in steps(one.index, facts.found):
             await (create if isinstance(step, Create) else IndexBuilder.drop)(
@@ -502,6 +503,9 @@ async def test_a_collection_whose_table_is_gone_is_named(
     await world.fetch(f"drop table {table_of(one)} cascade")
     with pytest.raises(StoreUnavailable, match=table_of(one)):
         await indexes.look(one)
+    with pytest.raises(ConfigError, match=f"table {table_of(one)} of wiki is missing"):
+        async with indexes.locked(one, "a test"):
+            """Nobody comes here."""
 
 
 async def test_the_server_tells_what_a_build_depends_on(indexes: PostgresIndexes) -> None:

@@ -55,8 +55,8 @@ class Server:
         yield self
         self.calls.append("unlocked")
 
-    async def current(self, one):
-        return replace(one, index=self.wanted)
+    async def collection(self, name):
+        return replace(DOCS, name=name, index=self.wanted)
 
     async def found(self, _):
         return dict(self.there)
@@ -103,7 +103,7 @@ def _at_once(monkeypatch):
 
 async def run(server: Server, *, options=OPTIONS, **how) -> tuple[Built, list[Far]]:
     told: list[Far] = []
-    build = IndexBuild(server, options, clock=server.clock, watch=told.append)
+    build = IndexBuild(server, server, options, clock=server.clock, watch=told.append)
     return await build.run(DOCS, by="a test", **how), told
 
 

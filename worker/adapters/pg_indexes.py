@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Connection, Database, unhurried
 from worker.adapters.pg_documents import chunk_table, index_name
 from worker.adapters.pgvector_format import index_definition, index_operators
@@ -140,18 +139,6 @@ class PostgresIndexes:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def current(self, collection: Collection) -> Collection:
-        """
-        Return a collection with the index that it should have by now.
-
-        Raises:
-            ConfigError: it has another table, or none.
-        """
-        current = await PostgresCatalog(self._database).collection(collection.name)
-        if current is None or table_of(current) != table_of(collection):
-            raise ConfigError(f"the collection {collection.name!r} was changed just now")
-        return current
-
     async def look(self, collection: Collection) -> IndexFacts:
         """Return what there is."""
         table = table_of(collection)
@@ -160,7 +147,7 @@ class PostgresIndexes:
                 _SIZE.format(table=table), table, EXACT_ROWS + 1, collection.id
             )
             if size is None:
-                raise ConfigError(f"the table {table} of {collection.name} is missing")
+                raise _missing(collection)
             rows = await _indexes(connection, collection)
             progress = await connection.fetchrow(_PROGRESS, table, _names(table))
             holder = await connection.fetchrow(_HOLDER, table)
@@ -213,7 +200,7 @@ class PostgresIndexes:
         """
         async with unhurried(self._database.options, application) as connection:
             await _settle_in(connection)
-            if not await _take_lock(connection, table_of(collection)):
+            if not await _take_lock(connection, collection):
                 raise ConfigError(await self._busy(collection))
             yield IndexBuilder(connection, collection, self._database.options.schema)
 
@@ -321,6 +308,10 @@ def table_of(collection: Collection) -> str:
     return chunk_table(collection.id, collection.generation)
 
 
+def _missing(collection: Collection) -> ConfigError:
+    return ConfigError(f"the table {table_of(collection)} of {collection.name} is missing")
+
+
 async def _settle_in(connection: Connection) -> None:
     # What is built or dropped concurrently waits for the transactions of others, for as long as
     # these last, and holds nobody up meanwhile; between two steps a lock is held idly.
@@ -329,8 +320,11 @@ async def _settle_in(connection: Connection) -> None:
         await connection.execute("set client_connection_check_interval = '1s'")
 
 
-async def _take_lock(connection: Connection, table: str) -> bool:
+async def _take_lock(connection: Connection, collection: Collection) -> bool:
     """Take the lock; whoever had it and was killed gives it up within a second or two."""
+    table = table_of(collection)
+    if await connection.fetchval("select to_regclass($1) is null", table):
+        raise _missing(collection)
     with suppress(TimeoutError):
         async with asyncio.timeout(_LOCK_PATIENCE_SECONDS):
             while not await connection.fetchval(_TAKE_LOCK, table):  # noqa: ASYNC110 - the server's

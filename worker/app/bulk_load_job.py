@@ -34,7 +34,7 @@ from worker.errors import ConfigError
 from worker.ops import bulk_load
 from worker.ops import search as searching
 from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading
-from worker.ops.index_build import Built, Far, IndexBuild, state_of
+from worker.ops.index_build import Built, Far, IndexBuild, current, state_of
 
 BY = "embedfleet bulk-load"
 
@@ -188,12 +188,13 @@ class _Job:
         """Build the index that the collection should have by now."""
         build = IndexBuild(
             self.indexes,
+            self._catalog,
             self._settings.index,
             clock=time.monotonic,
             watch=partial(self._watch, collection.name),
         )
         # A load takes its time, in which it may be said anew what index there should be.
-        collection = await self.indexes.current(collection)
+        collection = await current(self._catalog, collection)
         facts = await self.indexes.look(collection)
         if not facts.found and facts.rows < (rows := collection.index.build_at_rows):
             return Built(
