@@ -319,3 +319,30 @@ def test_a_place_where_nothing_can_be_written_is_named(place, words, tmp_path):
         ExportFolder.open(tmp_path / place, SUBJECT, force=False),
     ):
         raise AssertionError
+
+
+@pytest.mark.parametrize("there", ["unfinished", "unfinished/vectors.npy"])
+def test_a_link_to_another_place_is_not_followed(there, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    with ExportFolder.open(out, SUBJECT, force=False) as folder:
+        folder.write_down(Part(None, None), (0, 0))
+    moved = (out / there).rename(elsewhere)
+    before = {path: path.stat().st_mtime_ns for path in (moved, *moved.rglob("*"))}
+    (out / there).symlink_to(moved)
+    with (
+        pytest.raises(ConfigError, match=f"out/{there} .*link"),
+        ExportFolder.open(out, SUBJECT, force=False),
+    ):
+        raise AssertionError
+    assert before == {path: path.stat().st_mtime_ns for path in (moved, *moved.rglob("*"))}
+
+
+async def test_what_stands_in_a_files_place_is_named(tmp_path):
+    out = tmp_path / "out"
+    (out / "vectors.npy").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"out/vectors.npy cannot be written: Is a directory"):
+        await exported(out, MemorySnapshot({}), force=True)
+    (out / "vectors.npy").rmdir()
+    with pytest.raises(ConfigError, match="a finished export"):
+        await exported(out, MemorySnapshot({}))
+    check_holds(out, {})

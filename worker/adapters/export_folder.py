@@ -218,6 +218,8 @@ def _check(path: Path, subject: Subject, unfinished: Subject | None) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Let nobody else write into a folder, which is made where it is missing."""
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink():  # what is written elsewhere cannot be put in its place
+        raise ConfigError(f"{folder} is a link to another place")
     with opened(folder / _LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
