@@ -182,6 +182,14 @@ async def test_a_line_of_the_journal_that_was_cut_off_anywhere_tells_nothing(tmp
         check_holds(copy, DOCUMENTS)
 
 
+async def test_a_manifest_that_cannot_be_read_before_it_is_in_its_place_is_made_anew(tmp_path):
+    assert await killed(tmp_path, MemorySnapshot(DOCUMENTS), after=9)
+    (tmp_path / "unfinished" / "manifest.json").write_bytes(b"\0" * 100)
+    done = await exported(tmp_path, MemorySnapshot(DOCUMENTS))
+    assert done.kept_rows > 0
+    check_holds(tmp_path, DOCUMENTS)
+
+
 # ---- what is there already ----
 
 
@@ -230,9 +238,17 @@ async def test_one_that_has_written_nothing_down_stands_in_nobodys_way(tmp_path)
     check_holds(tmp_path, DOCUMENTS)
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "rows.jsonl", "rows.parquet", "manifest.json"])
-async def test_a_file_of_somebody_else_is_not_replaced_unasked(name, tmp_path):
-    (tmp_path / name).write_text("mine")
+@pytest.mark.parametrize(
+    ("name", "mine"),
+    [
+        *((name, b"mine") for name in ("vectors.npy", "rows.jsonl", "rows.parquet")),
+        ("manifest.json", b"mine"),
+        ("manifest.json", b'{"database": "\xff"}'),
+        ("manifest.json", b'{"database": ' + b"[" * 10**5),
+    ],
+)
+async def test_a_file_of_somebody_else_is_not_replaced_unasked(name, mine, tmp_path):
+    (tmp_path / name).write_bytes(mine)
     (tmp_path / "notes.txt").write_text("mine too")
     with pytest.raises(ConfigError, match=f"{name}, of no export that can be read"):
         await exported(tmp_path, MemorySnapshot(DOCUMENTS))

@@ -12,11 +12,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import numpy as np
 from numpy.lib import format as npy
 
 from worker.core.exports import ExportFile, Progress, Rows, Subject, Tell
 from worker.errors import ConfigError
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What JSON can raise that a kill, a disk or somebody else has broken."""
 
 _BLOCK_BYTES = 2**20
 

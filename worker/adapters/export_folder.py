@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from worker.adapters.export_files import (
+    UNREADABLE,
     GrowingFiles,
     flush_names,
     opened,
@@ -167,7 +168,10 @@ class ExportFolder:
 def _publish(path: Path) -> None:
     """Give the files of an export their places; begun again, it goes on wherever it was."""
     unfinished = path / UNFINISHED
-    manifest = msgspec.json.decode((unfinished / MANIFEST).read_bytes(), type=Manifest)
+    manifest = _manifest(unfinished)
+    if manifest is None:
+        (unfinished / MANIFEST).unlink()
+        return
     (path / MANIFEST).unlink(missing_ok=True)
     flush_names(path)
     for name in NAMES:
@@ -202,16 +206,21 @@ def _check(path: Path, subject: Subject, unfinished: Subject | None) -> None:
     Raises:
         ConfigError: says what it is.
     """
-    try:
-        finished = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        finished = None
+    finished = _manifest(path)
     why_not = objection(subject, unfinished, finished)
     strange = [name for name in (MANIFEST, *NAMES) if (path / name).exists()]
     if strange and finished is None and unfinished is None:
         why_not = f"{' and '.join(strange)}, of no export that can be read"
     if why_not is not None:
         raise ConfigError(f"{path} holds {why_not}; --force replaces it")
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in a folder, None where there is none that can be read."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (FileNotFoundError, *UNREADABLE):
+        return None
 
 
 @contextmanager
