@@ -278,6 +278,23 @@ async def test_a_halted_partition_is_not_waited_for_and_is_told(loading) -> None
     assert await has_valid_index(fleet)
 
 
+async def test_the_records_of_a_topic_that_was_created_again_are_not_taken_for_done(
+    loading,
+) -> None:
+    """However many of them there are: the table is as far as that in another log."""
+    fleet = await loading(partitions=1)
+    worker = await fleet.start(**NO_UPKEEP)
+    await fleet.settled()
+    assert await fleet.stop(worker) == 0
+    await fleet.sql.execute("update partition_progress set topic_id = gen_random_uuid()")
+    process = await bulk(fleet)
+    assert await process.ended() == 1, said(process)
+    assert f"{fleet.topic}/0 is halted, 300 records are left: the topic was re-cr" in said(
+        process
+    )
+    assert await has_valid_index(fleet)
+
+
 async def test_readers_who_would_miss_their_index_are_asked_for(loading) -> None:
     fleet = await loading(records=1)
     await fleet.sql.execute(

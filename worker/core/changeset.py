@@ -171,4 +171,5 @@ def _occurred_at_ms(event: DocumentUpserted | DocumentDeleted | Tombstone) -> in
     if occurred_at is UNSET:
         return None
     # Of UTC's years 1 to 9999 an offset, or rounding, may leave; who reads them has no others.
-    return min(max(round(occurred_at.timestamp() * 1000), _FIRST_MS), _LAST_MS)
+    occurred_at_ms: int = round(occurred_at.timestamp() * 1000)
+    return min(max(occurred_at_ms, _FIRST_MS), _LAST_MS)
