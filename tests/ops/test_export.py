@@ -327,7 +327,10 @@ def test_all_is_for_the_owner_alone(tmp_path):
     check_sums(tmp_path / "out")
 
 
-@pytest.mark.parametrize(("place", "words"), [("file", "is no folder"), ("file/in", "written")])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("file", "is no folder"), ("file/in", "written"), ("x" * 300, "File name too long")],
+)
 def test_a_place_where_nothing_can_be_written_is_named(place, words, tmp_path):
     (tmp_path / "file").write_text("")
     with (

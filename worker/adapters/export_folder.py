@@ -85,10 +85,10 @@ class ExportFolder:
         Raises:
             ConfigError: another one is there or is being written, or nothing can be.
         """
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is no folder")
         with ExitStack() as stack:
             with writing(path):
+                if path.exists() and not path.is_dir():
+                    raise ConfigError(f"{path} is no folder")
                 _publish_what_is_whole(path)
                 if not force and not (path / UNFINISHED).exists():
                     _check(path, subject, None)
