@@ -18,6 +18,7 @@ What can go wrong, as classes by what happens next.
         RejectedInput         the provider refused the text itself
         UnknownCollection     no such collection, also after the time of grace
       FencedError             someone else owns the partition now: complete nothing
+      JobFailed               end a one-shot job that cannot reach its end, in one sentence
       ConfigError             refuse to start, in one sentence
 
 Adapters translate every exception of their library into one of these; `CancelledError`
@@ -171,6 +172,10 @@ class UnknownCollection(PermanentError):
 
 class FencedError(WorkerError):
     """Another claim of the partition is newer: stop, complete nothing."""
+
+
+class JobFailed(WorkerError):
+    """What a one-shot job depends on does not go as it must; the message says what."""
 
 
 class ConfigError(WorkerError):

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from worker.embedded.scripted_provider import Pool, Quota, Stub
+from worker.embedded.scripted_provider import Pool, Quota, ScriptedProvider
 
 DIMENSIONS = 48
 TEXTS = ["one text", "another", "Österreich 世界", ""]
@@ -144,7 +144,7 @@ async def served(pool):
     async with aiohttp.ClientSession() as session:
 
         async def serve(quota=None):
-            runner, url = await Stub(pool, quota or Quota()).started(0)
+            runner, url = await ScriptedProvider(pool, quota or Quota()).started(0)
             runners.append(runner)
             return Client(session, url)
 

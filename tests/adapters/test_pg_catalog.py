@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.store_changes import ARTICLES, INDEXED
+from tests.support.store_changes import ARTICLES, INDEXED, key
 from tests.support.store_worlds import PostgresWorld, postgres_world
 from worker.core.vector_index import VectorIndex
 from worker.errors import ConfigError
@@ -89,15 +89,32 @@ async def test_texts_and_vectors_are_not_compressed_and_pages_keep_room(
     world: PostgresWorld,
 ) -> None:
     rows = await world.fetch(
-        "select attname from pg_attribute where attrelid = 'chunk_1_1'::regclass"
-        " and attstorage = 'e' order by attname"
+        "select attstorage, array_agg(attname::text order by attnum) from pg_attribute"
+        " where attrelid = 'chunk_1_1'::regclass and attnum > 0 and attlen < 0 group by 1"
     )
-    assert [row[0] for row in rows] == ["content", "embedding"]
+    assert {row[0]: row[1] for row in rows} == {
+        b"e": ["content", "embedding"],
+        b"p": ["tenant", "id", "chunk_hash"],
+        b"x": ["heading"],
+    }
     for table, wanted in (
-        ("chunk_1_1", ["fillfactor=50", "toast_tuple_target=128"]),
+        ("chunk_1_1", ["fillfactor=50", "toast_tuple_target=256"]),
         ("document", ["fillfactor=70"]),
     ):
         options = await world.fetchval(
             "select reloptions from pg_class where oid = $1::text::regclass", table
         )
         assert options == wanted
+
+
+async def test_texts_and_vectors_are_stored_out_of_line_but_keys_never(
+    world: PostgresWorld,
+) -> None:
+    claim, one = await world.claim(), key("i" * 512, tenant="t" * 64)
+    await world.put(claim, of=one, version=1, texts=["a text of some length " * 100])
+    columns = ("tenant", "id", "chunk_hash", "content")
+    (row,) = await world.fetch(
+        f"select {', '.join(f'pg_column_toast_chunk_id({one}) is null' for one in columns)}"
+        " from chunk_1_1"
+    )
+    assert tuple(row) == (True, True, True, False)

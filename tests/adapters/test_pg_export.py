@@ -326,12 +326,7 @@ async def test_the_rows_of_a_slice_are_looked_up_by_key_wherever_it_ends(world):
             Part(("t1", "2"), ("t1", "9")),
             Part(("t2", "998"), None),
         ):
-            conditions, arguments = snapshot._where(part, "cd")
-            query = pg_export._ROWS.format(
-                columns=snapshot._columns(),
-                chunks=pg_export.live_chunks(world.articles),
-                conditions=conditions,
-            )
+            query, arguments = snapshot._rows_of(part)
             rows = await snapshot._readers.leader.fetch(f"explain {query}", *arguments)
             plan = "\n".join(row[0] for row in rows)
             assert "Merge Join" in plan

@@ -132,6 +132,22 @@ async def test_going_down_leaves_nothing_but_the_list(world: PostgresWorld) -> N
     assert [row["relname"] for row in left] == ["schema_migrations"]
 
 
+async def test_tables_of_before_become_like_new_ones(world: PostgresWorld) -> None:
+    described = (
+        "select reloptions, array(select attstorage from pg_attribute"
+        " where attrelid = 'chunk_1_1'::regclass and attnum > 0 order by attnum) storage"
+        " from pg_class where oid = 'chunk_1_1'::regclass"
+    )
+    (new,) = await world.fetch(described)
+    found = next(one for one in read_migrations() if one.name == "keys_in_the_row")
+    async with world.database.connection() as connection:
+        await connection.execute(found.down)
+        (old,) = await world.fetch(described)
+        assert old != new
+        await connection.execute(found.up)
+    assert await world.fetch(described) == [new]
+
+
 async def test_every_table_view_and_column_is_explained(world: PostgresWorld) -> None:
     rows = await world.fetch(
         "select c.relname, a.attname from pg_class c"

@@ -63,6 +63,13 @@ def test_no_vectors_are_no_bytes() -> None:
     assert wire([], 3, "vector") == []
 
 
+def test_any_number_of_vectors_comes_back_in_order():
+    rows = np.arange(3_000, dtype=np.float32).reshape(3, 1_000) / 3_000
+    many = [rows[number % 3] + number for number in range(1_000)]
+    found = unwire(on_the_wire(many, 1_000, "vector"), 1_000, "vector")
+    assert np.array_equal(found, np.array(many, np.float32))
+
+
 def on_the_wire(rows, width: int, storage: str) -> np.ndarray:
     """Rows as they stand in the middle of other bytes, not aligned."""
     wired = wire([vector(*row) for row in rows], width, storage)

@@ -44,7 +44,7 @@ from worker.core.model import (
     Rank,
     Vector,
 )
-from worker.core.vector_index import NO_INDEX, Drop, VectorIndex, steps
+from worker.core.vector_index import VectorIndex
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.scripted_provider import Pool
 from worker.ops.index_build import IndexBuild
@@ -161,9 +161,8 @@ async def without_index(server: EmbeddedPostgres, pool: Pool) -> Run:
 
         async def load() -> None:
             async with indexes.locked(one.collection, "bench") as builder:
-                for step in steps(NO_INDEX, await indexes.found(one.collection)):
-                    assert isinstance(step, Drop)
-                    await builder.drop(step.place)
+                for place in await indexes.found(one.collection):
+                    await builder.drop(place)
                 await one.store(writes)
                 built = await build.under_lock(builder, one.collection)
             assert built.rows == DOCUMENTS * CHUNKS, built

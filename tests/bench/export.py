@@ -22,8 +22,10 @@ from typing import NamedTuple
 import asyncpg
 import numpy as np
 
+from tests.bench.servers import POSTGRES_SETTINGS
 from tests.support.exports import check_sums
-from tests.support.postgres import drop_schema, run_postgres
+from tests.support.postgres import drop_schema
+from tests.support.servers import open_folder
 from tests.support.store_changes import ARTICLES
 from tests.support.verdicts import Verdict, lines
 from worker.adapters.pg_catalog import PostgresCatalog
@@ -35,6 +37,7 @@ from worker.app.export_job import Request, _subject, export
 from worker.config import DatabaseOptions, Settings
 from worker.core.exports import Part
 from worker.core.model import Collection
+from worker.embedded.postgres import EmbeddedPostgres
 
 SCHEMA = "bench_export"
 DIMENSIONS = 384
@@ -231,7 +234,12 @@ def memory(options: DatabaseOptions, folder: Path) -> Verdict:
 @contextmanager
 def schema() -> Iterator[DatabaseOptions]:
     """A schema of its own on the server of this run."""
-    with run_postgres() as server:
+    with (
+        open_folder() as folder,
+        EmbeddedPostgres(
+            folder / "postgres", durable=True, settings=POSTGRES_SETTINGS
+        ) as server,
+    ):
         options = DatabaseOptions(url=server.url, schema=SCHEMA, pool_min=1, pool_max=2)
         try:
             asyncio.run(Migrations(options).up())

@@ -1,8 +1,9 @@
 """
 What failures of the provider cost, measured on the worker's own provider stack over HTTP.
 
-`make bench` runs it. Nothing is simulated but the provider: the real embedding stage, limits,
-breaker and HTTP client call a server on loopback that has a quota, fails, or refuses texts.
+`make bench-failures` runs it. Nothing is simulated but the provider: the real embedding stage,
+limits, breaker and HTTP client call a server on loopback that has a quota, fails, or refuses
+texts.
 Prints each claim with its figure; the exit code says whether all were reached.
 """
 
@@ -23,8 +24,9 @@ from tests.support.verdicts import Verdict, lines
 from worker.app.provider import over_http
 from worker.config import EmbeddingOptions, RetryOptions, Settings, TelemetryOptions
 from worker.core.model import ChangeSet, Chunk, ChunkId, DocumentKey
+from worker.embedded.scripted_provider import Quota
 from worker.errors import PermanentError
-from worker.ops.pace import offered
+from worker.ops.offered_load import offered
 from worker.pipeline.embed import Embed
 from worker.telemetry import Counters, Tracing, configure_logging
 
@@ -108,22 +110,15 @@ async def stack(*, max_inputs: int = 1) -> AsyncIterator[Stack]:
 
 
 @dataclass
-class Quota:
-    """A provider's token bucket of one second's worth; what is beyond it is answered 429."""
+class Metered:
+    """Answers what is beyond a quota with 429, and keeps when each request came, and which."""
 
-    per_second: float
+    quota: Quota
     answered: list[tuple[float, bool]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._level, self._at = self.per_second, time.monotonic()
-
     def __call__(self, _call: Call) -> Reply | None:
-        now = time.monotonic()
-        self._level = min(self.per_second, self._level + (now - self._at) * self.per_second)
-        self._at = now
-        is_within = self._level >= 1
-        self._level -= is_within
-        self.answered.append((now, is_within))
+        is_within = self.quota.refuse_seconds(tokens=0) == 0
+        self.answered.append((time.monotonic(), is_within))
         return None if is_within else scripted.status(429, retry_after="1")
 
 
@@ -131,14 +126,16 @@ async def storm() -> list[Verdict]:
     """Drain far more requests than the quota lets through."""
     async with stack() as one:
         one.provider.latency_seconds = STORM_LATENCY_SECONDS
-        quota = Quota(QUOTA_PER_SECOND)
-        one.provider.script = quota
+        metered = Metered(Quota(requests_per_minute=60 * QUOTA_PER_SECOND))
+        one.provider.script = metered
         began = time.monotonic()
         await _all(one, [f"storm {number}" for number in range(STORM_REQUESTS)])
         seconds = time.monotonic() - began
     # What the bucket holds at the start is free.
     ideal = (STORM_REQUESTS - QUOTA_PER_SECOND) / QUOTA_PER_SECOND
-    later = [is_within for at, is_within in quota.answered if at > began + STEADY_AFTER_SECONDS]
+    later = [
+        is_within for at, is_within in metered.answered if at > began + STEADY_AFTER_SECONDS
+    ]
     share = later.count(False) / len(later)
     return [
         Verdict(
@@ -186,7 +183,7 @@ async def half_fails() -> list[Verdict]:
         async with asyncio.TaskGroup() as group:
             buying = [
                 group.create_task(one.buy(f"half {number}"))
-                async for number in offered(needed, OFFERED_PER_SECOND)
+                async for number in offered(needed, OFFERED_PER_SECOND, time.monotonic)
             ]
             early = one.provider.requests
             one.provider.script = None

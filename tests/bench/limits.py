@@ -26,7 +26,6 @@ from schemas.events import DocumentUpserted
 from tests.support import works
 from worker.adapters import embedding_wire
 from worker.adapters.kafka_source import consumer_arguments
-from worker.adapters.pgvector_format import wire
 from worker.config import KafkaOptions
 from worker.core.chunking import content_hash, split
 from worker.core.dialects import DIALECTS
@@ -34,7 +33,6 @@ from worker.core.model import (
     Chunk,
     ChunkingOptions,
     Collection,
-    Vector,
     Work,
 )
 from worker.embedded.scripted_provider import Pool, answer
@@ -49,8 +47,6 @@ KafkaRecord = tuple[bytes, bytes]
 class Limit:
     """What was measured: so many units took so long, and so much of our CPU."""
 
-    name: str
-    unit: str
     units: int = 0
     cpu_seconds: float = 0.0
     seconds: float = 0.0
@@ -65,16 +61,11 @@ class Limit:
         """Units a second."""
         return self.units / self.seconds
 
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: {self.cpu_us:.1f} us a {self.unit}, {self.per_second:.0f} a second"
-        )
-
 
 @contextmanager
-def measured(name: str, unit: str) -> Iterator[Limit]:
-    """Measure what is done in the block, which says of how many units it was."""
-    limit = Limit(name, unit)
+def measured() -> Iterator[Limit]:
+    """Measure what is done in the block; how many units it was of is said by whoever asks."""
+    limit = Limit()
     cpu, at = time.process_time(), time.perf_counter()
     yield limit
     limit.cpu_seconds, limit.seconds = time.process_time() - cpu, time.perf_counter() - at
@@ -106,9 +97,9 @@ def documents(records: Iterable[KafkaRecord], chunking: ChunkingOptions) -> list
 
 
 def cut(records: Sequence[KafkaRecord], chunking: ChunkingOptions) -> Limit:
-    """Parse, check, hash and cut, one record after another."""
+    """Parse, check, hash and cut, one record after another; a unit is a record."""
     limits = Limits()
-    with measured("parse, cut and hash", "document") as limit:
+    with measured() as limit:
         for record in records:
             read(record, chunking, limits)
     limit.units = len(records)
@@ -116,12 +107,12 @@ def cut(records: Sequence[KafkaRecord], chunking: ChunkingOptions) -> Limit:
 
 
 async def polled(options: KafkaOptions, topic: str) -> Limit:
-    """Read a whole topic, as many records at once as the worker does."""
+    """Read a whole topic, as many records at once as the worker does; a unit is a record."""
     arguments = consumer_arguments(options)
     arguments |= {"group_id": None, "auto_offset_reset": "earliest"}  # gets all partitions
     async with AIOKafkaConsumer(topic, **arguments) as consumer:
         left = sum((await consumer.end_offsets(consumer.assignment())).values())
-        with measured("getmany", "record") as limit:
+        with measured() as limit:
             while limit.units < left:
                 batches = await consumer.getmany(
                     timeout_ms=1000, max_records=options.max_poll_records
@@ -133,7 +124,7 @@ async def polled(options: KafkaOptions, topic: str) -> Limit:
 async def requested(
     url: str, collection: Collection, texts: Sequence[str], *, inputs: int, at_once: int
 ) -> Limit:
-    """Send all texts to the provider and read its answers, without looking into them."""
+    """Send texts (the units) to the provider and read its answers, not looking into them."""
     pieces = iter(range(0, len(texts), inputs))
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=at_once), cookie_jar=aiohttp.DummyCookieJar()
@@ -145,7 +136,7 @@ async def requested(
                 await _post(session, f"{url}/embeddings", body)
 
         await _post(session, f"{url}/embeddings", _question(collection, texts[:1]))
-        with measured(f"HTTP, {inputs} texts a request", "text") as limit:
+        with measured() as limit:
             async with asyncio.TaskGroup() as group:
                 for _ in range(at_once):
                     group.create_task(ask())
@@ -165,25 +156,14 @@ async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> None:
 
 
 def decoded(collection: Collection, texts: Sequence[str], pool: Pool, *, inputs: int) -> Limit:
-    """Make checked vectors of the answers for these texts."""
+    """Make checked vectors (the units) of the answers for these texts."""
     parts = [texts[start : start + inputs] for start in range(0, len(texts), inputs)]
     answers = [
         (answer(pool, part, model=collection.model, base64=True, tokens=1), len(part))
         for part in parts
     ]
-    with measured("decode and check", "vector") as limit:
+    with measured() as limit:
         for content, count in answers:
             embedding_wire.decode(content, count, collection.dimensions)
     limit.units = len(texts)
-    return limit
-
-
-def wired(collection: Collection, texts: Sequence[str], pool: Pool, *, inputs: int) -> Limit:
-    """Make pgvector's bytes of vectors; `stored` holds this as well."""
-    vectors = [Vector(pool.vector(text).tobytes()) for text in texts]
-    with measured("pgvector's bytes", "vector") as limit:
-        for start in range(0, len(vectors), inputs):
-            part = vectors[start : start + inputs]
-            wire(part, collection.dimensions, collection.storage)
-    limit.units = len(vectors)
     return limit

@@ -8,7 +8,7 @@ of its own and drops them. The CPU is this process's; the server is busy besides
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from itertools import islice
@@ -22,10 +22,10 @@ from tests.support.postgres import drop_schema
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_claims import PostgresClaims
 from worker.adapters.pg_client import Database
-from worker.adapters.pg_documents import chunk_table, write_chunks
+from worker.adapters.pg_documents import Sizes, chunk_table, write_chunks
 from worker.adapters.pg_migrations import Migrations
 from worker.adapters.pgvector_format import wire
-from worker.adapters.pgvector_store import PgvectorStore
+from worker.adapters.pgvector_store import PgvectorStore, with_wired_vectors
 from worker.config import DatabaseOptions
 from worker.core import changeset
 from worker.core.model import Base, ChunkId, Collection, Partition, Vector
@@ -36,14 +36,24 @@ from worker.ports import Query, Verdict, Write
 PARTITION = Partition("limits", 0)
 GROUP = "limits"
 BATCH_DOCUMENTS = 100
+INSERT_ROWS = 50
 COPY_ROWS = 64  # pieces of several MB cost three times the client's CPU: page faults
 
 
 async def stored(
-    url: str, collection: Collection, what: Sequence[Document], pool: Pool
+    url: str,
+    collection: Collection,
+    what: Sequence[Document],
+    pool: Pool,
+    *,
+    at_once: int = 1,
 ) -> Limit:
-    """Look up and store documents, a transaction for a hundred, with all that guards it."""
-    batches = list(_batches(what, BATCH_DOCUMENTS))
+    """
+    Look up and store documents, a transaction for a hundred, with all that guards it.
+
+    A unit is a document.
+    """
+    first, *batches = _batches(what, BATCH_DOCUMENTS)
     vectors = [[_vectors(document, pool) for document in batch] for batch in batches]
     async with _tables(url, collection, index=False) as (database, created):
         claim = await PostgresClaims(database).claim(GROUP, PARTITION, "limits")
@@ -61,43 +71,65 @@ async def stored(
             )
             assert set(verdicts) == {Verdict.APPLIED}, verdicts
 
-        await put(batches[0], vectors[0])  # statements are prepared
-        with measured(f"store, {BATCH_DOCUMENTS} documents a transaction", "document") as limit:
-            for batch, bought in zip(batches[1:], vectors[1:], strict=True):
-                await put(batch, bought)
-    limit.units = sum(map(len, batches[1:]))
+        # Statements are prepared then.
+        await put(first, [_vectors(document, pool) for document in first])
+        with measured() as limit:
+            await _all(zip(batches, vectors, strict=True), put, at_once)
+    limit.units = sum(map(len, batches))
     return limit
 
 
 async def upserted(
-    url: str, collection: Collection, what: Sequence[Document], pool: Pool
+    url: str, collection: Collection, what: Sequence[Document], pool: Pool, *, at_once: int
 ) -> Limit:
-    """Upsert the chunks of new documents as the worker's store does, and nothing beside."""
+    """
+    Upsert the chunks of new documents as the worker's store does, and nothing beside.
+
+    A unit is a row.
+    """
     async with _tables(url, collection, index=False) as (database, created):
         table = chunk_table(created.id, created.generation)
+        claim = await PostgresClaims(database).claim(GROUP, PARTITION, "limits")
         batches = [
             [
-                (
+                Write(
                     changeset.upsert(one.work, created, Base(), one.digest, one.chunks),
+                    claim,
                     _vectors(one, pool),
                 )
                 for one in batch
             ]
             for batch in _batches(what, BATCH_DOCUMENTS)
         ]
-        with measured(f"upsert, {BATCH_DOCUMENTS} documents a transaction", "row") as limit:
-            for batch in batches:
-                wired = [(change, _wired(vectors, created)) for change, vectors in batch]
-                async with database.transaction() as connection:
-                    await write_chunks(connection, table, wired, copies=True)
+
+        sizes: Sizes = {}
+
+        async def put(*batch: Write) -> None:
+            async with database.transaction() as connection:
+                await write_chunks(
+                    connection, table, with_wired_vectors(batch), sizes, copies=True
+                )
+
+        with measured() as limit:
+            await _all(batches, put, at_once)
         async with database.connection() as connection:
             limit.units = await connection.fetchval(f"select count(*) from {table}")
     return limit
 
 
-def _wired(vectors: dict[ChunkId, Vector], collection: Collection) -> dict[ChunkId, bytes]:
-    wires = wire(list(vectors.values()), collection.dimensions, collection.storage)
-    return dict(zip(vectors, wires, strict=True))
+async def _all(
+    batches: Iterable[Iterable[Any]], put: Callable[..., Awaitable[None]], at_once: int
+) -> None:
+    """Put all batches, so many at once."""
+    left = iter(batches)
+
+    async def some() -> None:
+        for batch in left:
+            await put(*batch)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(some())
 
 
 def _vectors(document: Document, pool: Pool) -> dict[ChunkId, Vector]:
@@ -123,25 +155,31 @@ def rows(what: Sequence[Document], collection: Collection, pool: Pool) -> list[R
 
 
 async def copied(
-    url: str, collection: Collection, what: Sequence[Row], *, durable: bool = True
+    url: str, collection: Collection, what: Sequence[Row], *, at_once: int
 ) -> Limit:
-    """COPY rows that are encoded already; not `durable`: into a table without a log."""
-    pieces = [_copy_rows(part) for part in _batches(what, COPY_ROWS)]
-    pieces = [_COPY_HEADER, *pieces, _COPY_TRAILER]
+    """COPY rows (the units) that are encoded already, a transaction a connection."""
+    streams = [
+        [
+            _COPY_HEADER,
+            *map(_copy_rows, _batches(what[number::at_once], COPY_ROWS)),
+            _COPY_TRAILER,
+        ]
+        for number in range(at_once)
+    ]
 
-    async def source() -> AsyncIterator[bytes]:
+    async def source(pieces: list[bytes]) -> AsyncIterator[bytes]:
         for piece in pieces:
             yield piece
 
-    async with _raw_table(url, collection, index=False) as (connection, table):
-        if not durable:
-            await connection.execute(f"alter table {table} set unlogged")
-        name = "COPY" if durable else "COPY, unlogged"
-        with measured(name, "row") as limit:
-            await connection.copy_to_table(
-                table, source=source(), columns=_COLUMNS, format="binary"
-            )
-        assert await connection.fetchval(f"select count(*) from {table}") == len(what)
+    async with _raw_table(url, collection, index=False, connections=at_once) as (them, table):
+        with measured() as limit:
+            async with asyncio.TaskGroup() as group:
+                for connection, pieces in zip(them, streams, strict=True):
+                    copying = connection.copy_to_table(
+                        table, source=source(pieces), columns=_COLUMNS, format="binary"
+                    )
+                    group.create_task(copying)
+        assert await them[0].fetchval(f"select count(*) from {table}") == len(what)
     limit.units = len(what)
     return limit
 
@@ -175,32 +213,24 @@ async def inserted(
     collection: Collection,
     what: Sequence[Row],
     *,
-    index: bool = True,
-    batch_rows: int = 50,
-    connections: int = 1,
+    connections: int,
 ) -> Limit:
-    """INSERT rows in a loop, nothing else: with HNSW the bound of whoever keeps an index."""
+    """INSERT rows (the units) under HNSW, nothing else: the bound of whoever keeps an index."""
     places = ", ".join(f"${number}" for number in range(1, len(_COLUMNS) + 1))
-    batches = iter(list(_batches(what, batch_rows)))
-    async with (
-        _raw_table(url, collection, index=index) as (first, table),
-        AsyncExitStack() as stack,
+    batches = iter(list(_batches(what, INSERT_ROWS)))
+    async with _raw_table(url, collection, index=True, connections=connections) as (
+        them,
+        table,
     ):
         statement = f"insert into {table} ({', '.join(_COLUMNS)}) values ({places})"
-        schema = await first.fetchval("select current_schema")
-        others = [
-            await stack.enter_async_context(_connected(url, schema, collection.storage))
-            for _ in range(connections - 1)
-        ]
 
         async def insert(connection: Any) -> None:
             for batch in batches:
                 await connection.executemany(statement, batch)
 
-        name = f"INSERT{' under HNSW' if index else ''}, {connections} at once"
-        with measured(name, "row") as limit:
+        with measured() as limit:
             async with asyncio.TaskGroup() as group:
-                for connection in (first, *others):
+                for connection in them:
                     group.create_task(insert(connection))
     limit.units = len(what)
     return limit
@@ -233,14 +263,19 @@ async def _tables(
 
 @asynccontextmanager
 async def _raw_table(
-    url: str, collection: Collection, *, index: bool
-) -> AsyncIterator[tuple[Any, str]]:
-    """Make a chunk table as the worker has it, with a bare connection to it."""
+    url: str, collection: Collection, *, index: bool, connections: int
+) -> AsyncIterator[tuple[list[Any], str]]:
+    """Make a chunk table as the worker has it, with bare connections to it."""
     async with (
         _tables(url, collection, index=index) as (database, created),
-        _connected(url, database.options.schema, collection.storage) as connection,
+        AsyncExitStack() as stack,
     ):
-        yield connection, chunk_table(created.id, created.generation)
+        schema = database.options.schema
+        them = [
+            await stack.enter_async_context(_connected(url, schema, collection.storage))
+            for _ in range(connections)
+        ]
+        yield them, chunk_table(created.id, created.generation)
 
 
 @asynccontextmanager

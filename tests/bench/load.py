@@ -15,7 +15,7 @@ from zlib import crc32
 from aiokafka import AIOKafkaProducer
 
 from tests.bench.peers.registry import Newest
-from worker.ops.made_up_texts import MadeUpTexts
+from worker.ops.synthetic_texts import SyntheticTexts
 
 COLLECTION = "articles"
 CHUNK_CHARACTERS = 2_800
@@ -48,7 +48,7 @@ class Load:
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.seed)
-        self._texts = MadeUpTexts(self._chance)
+        self._texts = SyntheticTexts(self._chance)
         self._names: list[str] = []
 
     def take(self, count: int) -> list[Event]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tests.bench.load import Load
-from tests.bench.servers import Cost, Provider, Servers, cost
+from tests.bench.servers import Provider, Servers, cost
 from tests.bench.subject import Subject
 
 LOOK_SECONDS = 0.05
@@ -92,7 +92,7 @@ class Meter:
         return Costs(
             self.subject.costs().cpu_seconds,
             *(
-                _cpu(pid)
+                cost(pid).cpu_seconds
                 for pid in (
                     self.servers.postgres.pid,
                     self.servers.kafka.pid,
@@ -140,8 +140,3 @@ async def measured(meter: Meter, load: Load, settled: int, goal: int) -> Run:
         provider=await meter.provider.stats(),
         wrong=await meter.subject.wrong(load.newest),
     )
-
-
-def _cpu(pid: int) -> float:
-    used: Cost = cost(pid)
-    return used.cpu_seconds

@@ -70,7 +70,7 @@ def _page(
     )
     lines = ["# Benchmark", "", method, "", _row(("", "measured", "")), _row(["---"] * 3)]
     lines += [
-        _row((v.claim, v.measured, "reached" if v.held else "**not reached**")) for v in found
+        _row((v.claim, v.measured, v.called(("reached", "**not reached**")))) for v in found
     ]
     if compared:
         lines += _comparison(compared)

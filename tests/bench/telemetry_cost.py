@@ -16,7 +16,7 @@ from unittest.mock import patch
 from tests.bench.servers import Provider
 from worker.telemetry import Telemetry, Tracing
 
-DOCUMENTS = 100
+DOCUMENTS, CHUNKS = 100, 2
 REQUESTS = 2
 BATCHES = 300
 SAMPLED = 0.1
@@ -49,9 +49,8 @@ def _work(telemetry: Telemetry | None, tracing: Tracing, parents: list[str]) -> 
     part = len(parents) // REQUESTS
     for _ in range(BATCHES):
         for start in range(0, len(parents), part):
-            with tracing.batch_span(
-                "embeddings", parents[start : start + part], {"chunks": 128}
-            ):
+            asked = parents[start : start + part]
+            with tracing.batch_span("embeddings", asked, {"chunks": CHUNKS * len(asked)}):
                 if telemetry is not None:
                     telemetry.provider_request(0.03, "200")
         with tracing.batch_span("store", parents, {"documents": len(parents)}):

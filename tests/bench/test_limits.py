@@ -48,9 +48,8 @@ def test_rows_hold_each_chunk_once_with_the_vector_of_its_content():
 
 
 def test_a_limit_is_told_a_unit():
-    limit = Limit("COPY", "row", units=2_000, cpu_seconds=0.01, seconds=0.5)
+    limit = Limit(units=2_000, cpu_seconds=0.01, seconds=0.5)
     assert (limit.cpu_us, limit.per_second) == (pytest.approx(5), 4_000)
-    assert str(limit) == "COPY: 5.0 us a row, 4000 a second"
 
 
 def test_every_record_is_a_unit_of_cutting_and_every_text_of_decoding():

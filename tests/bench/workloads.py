@@ -24,7 +24,7 @@ from tests.bench.servers import Provider, Servers
 from tests.bench.subject import Embedfleet
 from worker.core.chunking import split
 from worker.core.model import ChunkingOptions
-from worker.ops.pace import offered
+from worker.ops.offered_load import offered
 
 _ASKS_AT_START = 1
 """A worker that starts asks for one text, to see the length of the model's vectors."""
@@ -324,7 +324,7 @@ async def offer(
     ) as producer:
         began = time.time()  # noqa: TID251 - compared with commit times
         sent = []
-        async for number in offered(len(events), per_second):
+        async for number in offered(len(events), per_second, time.monotonic):
             event = events[number]
             due[event.name] = began + number / per_second
             partition = partition_of(event.key, servers.partitions)

@@ -36,7 +36,7 @@ def test_a_provider_that_bills_is_asked_only_on_a_word(embedfleet):
     ended = embedfleet("bench", "--model", "m", "--embedding.url", "http://127.0.0.1:1/v1")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == (
-        "nothing was done: say --yes, to send about 26,666,666 tokens to "
+        "nothing was done: say --yes, to send up to about 26,680,000 tokens to "
         "http://127.0.0.1:1/v1\n"
     )
 
@@ -81,7 +81,7 @@ class TestOnRealParts:
 
         return started
 
-    async def test_three_phases_are_measured_and_nothing_is_left(
+    async def test_three_workloads_are_measured_and_nothing_is_left(
         self, start, kafka_options, database
     ):
         process = await start("--workers", "2", "--partitions", "4", "--size", "100")
@@ -92,7 +92,7 @@ class TestOnRealParts:
             "2 workers, 4 partitions, documents of 300 characters, 8 dimensions, "
             "a scripted provider of 0.01 s"
         )
-        assert columns.split()[:2] == ["PHASE", "DOCUMENTS/S"]
+        assert columns.split()[:2] == ["WORKLOAD", "DOCUMENTS/S"]
         assert new.startswith("new documents ")
         assert again.startswith("published again, unchanged ")
         assert again.split()[-2:] == ["0", "-"]
@@ -101,17 +101,17 @@ class TestOnRealParts:
         assert memory.endswith("MiB at most")
         assert await left_behind(kafka_options, database) == []
 
-    async def test_json_has_the_figures_of_each_phase(self, start):
+    async def test_json_has_the_figures_of_each_workload(self, start):
         process = await start("--index", "--requests-per-minute", "600", "--json")
         out, err = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
         assert process.returncode == 0, err.decode()
         new, again, offered = msgspec.json.decode(out)
-        assert [phase["documents"] for phase in (new, again)] == [100, 100]
+        assert [one["documents"] for one in (new, again)] == [100, 100]
         assert new["documents_per_second"] == pytest.approx(new["documents"] / new["seconds"])
         assert new["chunks_embedded"] > 0
         assert again["chunks_embedded"] == again["requests"] == 0
         assert offered["within_seconds"]["0.5"] <= offered["within_seconds"]["0.99"]
-        assert all(phase["cpu_us"] > 0 for phase in (new, again, offered))
+        assert all(one["cpu_us"] > 0 for one in (new, again, offered))
 
     async def test_texts_that_a_worker_would_refuse_are_one_sentence(
         self, start, kafka_options, database

@@ -14,10 +14,8 @@ from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_indexes import PostgresIndexes, table_of
 from worker.adapters.pgvector_format import wire
-from worker.cli.index_screen import Lines, told
 from worker.core.model import Vector
 from worker.core.vector_index import Place, Present
-from worker.ops.index_build import Far
 
 pytestmark = pytest.mark.real
 
@@ -186,7 +184,7 @@ async def test_a_drop_that_was_ended_half_way_is_repaired(docs, migrated, embedf
         ended = await embedfleet_beside("index", "build", *repair)
         assert (ended.code, ended.err) == (
             0,
-            "docs: dropped the index\ndocs: dropped the index\n",
+            "docs: dropping an index\ndocs: dropped the index\n",
         )
         assert await found(migrated) == {}
 
@@ -324,28 +322,3 @@ async def test_a_build_that_was_killed_ends_on_the_server_and_the_next_call_repa
     built = await embedfleet_beside("index", "build", "--due", "--json")
     assert built.json[0]["did"] == ["dropped the index", "built the index"]
     assert await found(migrated) == {Place.MAIN: GOOD}
-
-
-# ---- progress ----
-
-
-def test_lines_tell_of_each_phase_and_each_tenth_of_it(capsys):
-    lines = Lines()
-    for far in (
-        Far("counting rows"),
-        Far("loading", 0.01),
-        Far("loading", 0.02, 61.2),
-        Far("loading", 0.12, 55.0),
-        Far("loading", 0.15, 50.0),
-        Far("loading", 0.9, 4000.0),
-        Far("scanning", 0.5),
-    ):
-        lines("docs", far)
-    assert capsys.readouterr().err.splitlines() == [
-        "docs: counting rows",
-        "docs: loading 1%",
-        "docs: loading 12%, 0:55 left",
-        "docs: loading 90%, 1:06:40 left",
-        "docs: scanning 50%",
-    ]
-    assert told(Far("loading", 0.5, 61.2)) == "50%, 1:01 left"

@@ -22,6 +22,7 @@ from worker.core.vector_index import (
     index_bytes,
     judge,
     lists_for,
+    memory_bytes,
     probes_for,
     scan_seconds,
     steps,
@@ -204,6 +205,11 @@ def test_the_memory_of_a_graph_is_what_pgvector_was_seen_to_take(storage, dimens
     """So many rows found room in 16 MiB."""
     need = build_bytes(VectorIndex(m=m), rows, dimensions, storage)
     assert need == pytest.approx(16 * 2**20, rel=0.01)
+
+
+def test_a_build_is_given_somewhat_more_than_it_needs():
+    assert memory_bytes(1_000 * 2**20) == 1_108 * 2**20
+    assert memory_bytes(19) == 19 + 1 + 8 * 2**20
 
 
 def test_lists_are_learned_in_memory_whatever_the_rows():

@@ -130,7 +130,7 @@ async def test_what_comes_after_its_start_is_not_waited_for(loading) -> None:
         process = await bulk(fleet)
         assert await process.ended() == 0, said(process)
     assert await has_valid_index(fleet)
-    assert len(await fleet.stored()) >= 300
+    assert 300 <= len(await fleet.stored()) < 10_300
 
 
 async def test_ordinary_workers_go_on_beside_it_and_share_the_work(loading) -> None:

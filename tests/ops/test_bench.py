@@ -6,9 +6,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support.virtual_time import run
-from worker.errors import ConfigError
+from worker.errors import JobFailed
 from worker.ops import bench
-from worker.ops.bench import Look, Measuring, look_at, since, summed, within_seconds
+from worker.ops.bench import (
+    Look,
+    Measuring,
+    Totals,
+    look_at,
+    measurement,
+    summed,
+    within_seconds,
+)
 from worker.telemetry import Counters
 from worker.telemetry.instruments import FRESHNESS_SECONDS
 
@@ -18,6 +26,10 @@ def late(**counts: int) -> tuple[int, ...]:
     by_bound = {name.removeprefix("s").replace("_", "."): n for name, n in counts.items()}
     return (*(by_bound.get(f"{bound:g}", 0) for bound in FRESHNESS_SECONDS),
             by_bound.get("more", 0))  # fmt: skip
+
+
+def done(settled: int, **more: float) -> Look:
+    return Look(totals=Totals(settled=settled, **more))
 
 
 class Scripted:
@@ -44,42 +56,41 @@ def measure(workers, call):
 # ---- what is measured ----
 
 
-def test_a_phase_lasts_until_so_many_events_more_are_settled():
-    start = Look(settled=7, cpu_seconds=3.0)
-    first = Look(settled=107, cpu_seconds=3.2, requests=2, embedded=50, peak_bytes=5)
-    last = Look(settled=1007, cpu_seconds=4.0, requests=3, embedded=300, peak_bytes=9)
+def test_a_workload_lasts_until_so_many_events_more_are_settled():
+    start = done(7, cpu_seconds=3.0)
+    first = done(107, cpu_seconds=3.2, requests=2, embedded=50)
+    last = done(1007, cpu_seconds=4.0, requests=3, embedded=300)._replace(peak_bytes=9)
     workers = Scripted(start, start, first, first, first, last)
-    phase, told = measure(workers, lambda measuring: measuring.phase("new", 1000))
-    assert phase.used.settled == 1000
-    assert phase.rate == pytest.approx(1000 / (4 * bench.LOOK_SECONDS))
-    assert phase.cpu_us == pytest.approx(1000)
-    assert phase.requests_for_1000_chunks == pytest.approx(10)
-    assert phase.used.peak_bytes == 9
-    assert [(far.doing, far.share) for far in told] == [("new", 0.0), *[("new", 0.1)] * 3]
+    found, told = measure(workers, lambda measuring: measuring.workload("new", 1000))
+    assert (found.workload, found.used.settled, found.peak_bytes) == ("new", 1000, 9)
+    assert found.rate == pytest.approx(1000 / (4 * bench.LOOK_SECONDS))
+    assert found.cpu_us == pytest.approx(1000)
+    assert found.requests_for_1000_chunks == pytest.approx(10)
+    assert [(one.doing, one.share) for one in told] == [("new", 0.0), *[("new", 0.1)] * 3]
 
 
 def test_nothing_embedded_has_no_requests_a_chunk():
-    phase = bench.Phase("again", 1.0, Look(settled=10))
-    assert phase.requests_for_1000_chunks is None
+    found = measurement("again", 1.0, Look(), done(10))
+    assert found.requests_for_1000_chunks is None
 
 
 def test_workers_have_joined_when_all_partitions_are_owned_and_nobody_has_none():
     looks = [Look(partitions=0, idle=2), Look(partitions=8, idle=1), Look(partitions=8)]
     workers = Scripted(*looks)
     _, told = measure(workers, lambda measuring: measuring.joined(8))
-    assert [far.share for far in told] == [0.0, 1.0]
+    assert [one.share for one in told] == [0.0, 1.0]
     assert workers.looks == looks[-1:]
 
 
 def test_silence_of_two_minutes_is_an_error_and_slowness_is_none():
-    silent = Scripted(Look(settled=0), Look(settled=1), Look(settled=5))
-    with pytest.raises(ConfigError, match=r"nothing was done for 120 s \(new\)"):
-        measure(silent, lambda measuring: measuring.phase("new", 10))
+    silent = Scripted(done(0), done(1), done(5))
+    with pytest.raises(JobFailed, match=r"nothing was done for 120 s \(new\)"):
+        measure(silent, lambda measuring: measuring.workload("new", 10))
     each_minute = round(60 / bench.LOOK_SECONDS)
-    slow = Scripted(*(Look(settled=done) for done in range(11) for _ in range(each_minute)))
-    phase, told = measure(slow, lambda measuring: measuring.phase("new", 10))
-    assert phase.seconds == pytest.approx(10 * 60, rel=0.01)
-    assert any(far.left_seconds and far.left_seconds > 60 for far in told)
+    slow = Scripted(*(done(settled) for settled in range(11) for _ in range(each_minute)))
+    found, told = measure(slow, lambda measuring: measuring.workload("new", 10))
+    assert found.seconds == pytest.approx(10 * 60, rel=0.01)
+    assert any(one.left_seconds and one.left_seconds > 60 for one in told)
 
 
 @pytest.mark.parametrize(
@@ -92,16 +103,37 @@ def test_silence_of_two_minutes_is_an_error_and_slowness_is_none():
 )
 def test_figures_that_would_mean_nothing_are_an_error(look, why):
     workers = Scripted(Look(partitions=4), look)
-    with pytest.raises(ConfigError, match=why):
-        measure(workers, lambda measuring: measuring.phase("new", 10))
+    with pytest.raises(JobFailed, match=why):
+        measure(workers, lambda measuring: measuring.workload("new", 10))
 
 
 def test_looks_are_added_up_and_the_largest_memory_counts():
-    one = Look(4, 0, 10, (("a", 1),), 20, 3, 1, 2.0, 100, late(s0_1=9))
-    two = Look(0, 1, 1, (("b", 2),), 2, 1, 0, 0.5, 300, late(s0_1=1, more=2))
-    both, letters = summed([one, two]), (("a", 1), ("b", 2))
-    assert both == Look(4, 1, 11, letters, 22, 4, 1, 2.5, 300, late(s0_1=10, more=2))
-    assert since(two, both) == Look(4, 1, 10, letters, 20, 3, 1, 2.0, 300, late(s0_1=9))
+    one = Look(
+        partitions=4,
+        letters=(("a", 1),),
+        peak_bytes=100,
+        totals=Totals(settled=10, embedded=20, requests=3, refused=1, cpu_seconds=2.0),
+        late=late(s0_1=9),
+    )
+    two = Look(
+        idle=1,
+        letters=(("b", 2),),
+        peak_bytes=300,
+        totals=Totals(settled=1, embedded=2, requests=1, refused=0, cpu_seconds=0.5),
+        late=late(s0_1=1, more=2),
+    )
+    both = summed([one, two])
+    assert both == Look(
+        partitions=4,
+        idle=1,
+        letters=(("a", 1), ("b", 2)),
+        peak_bytes=300,
+        totals=Totals(settled=11, embedded=22, requests=4, refused=1, cpu_seconds=2.5),
+        late=late(s0_1=10, more=2),
+    )
+    assert summed([]) == Look()
+    found = measurement("new", 2.0, two, both)
+    assert found == ("new", 2.0, one.totals, one.late, 300)
 
 
 def test_a_look_reads_what_a_worker_counts():
@@ -114,14 +146,18 @@ def test_a_look_reads_what_a_worker_counts():
     counters.chunks_embedded_total = 11
     counters.freshness.record(0.09)
     seen = look_at(counters, partitions=0, cpu_seconds=1.5, peak_bytes=6)
-    letters = (("undecodable", 2), ("content_filter", 1))
-    assert seen._replace(letters=()) == Look(0, 1, 7, (), 11, 8, 3, 1.5, 6, late(s0_1=1))
-    assert sorted(seen.letters) == sorted(letters)
+    assert seen._replace(letters=()) == Look(
+        idle=1,
+        peak_bytes=6,
+        totals=Totals(settled=7, embedded=11, requests=8, refused=3, cpu_seconds=1.5),
+        late=late(s0_1=1),
+    )
+    assert sorted(seen.letters) == [("content_filter", 1), ("undecodable", 2)]
     assert look_at(counters, partitions=3, cpu_seconds=0, peak_bytes=0)[:2] == (3, 0)
 
 
 @pytest.mark.parametrize(
-    ("fresh", "share", "bound"),
+    ("documents", "share", "bound"),
     [
         (late(s0_05=50, s0_1=50), 0.5, 0.05),
         (late(s0_05=49, s0_1=51), 0.5, 0.1),
@@ -131,8 +167,8 @@ def test_a_look_reads_what_a_worker_counts():
         (late(), 0.99, None),
     ],
 )
-def test_lateness_is_the_bound_that_the_share_did_not_exceed(fresh, share, bound):
-    assert within_seconds(fresh, share) == bound
+def test_lateness_is_the_bound_that_the_share_did_not_exceed(documents, share, bound):
+    assert within_seconds(documents, share) == bound
 
 
 # ---- the load ----
@@ -150,11 +186,23 @@ def test_documents_are_the_same_every_time_whatever_their_version():
     assert not {one.text for one in first} & {one.text for one in other}
 
 
-def test_what_is_offered_says_when_it_was_to_be_sent_however_late_it_is_taken():
+def test_what_is_offered_comes_in_time_and_says_when_it_was_to_be_sent_however_late_it_is():
     began = datetime(2026, 1, 1, tzinfo=UTC)
+    came, lost = [], []
 
     async def main():
-        events = bench.on_time(bench.documents(100, 9), 5, 1000.0, lambda: began)
-        return [(event.id, event.occurred_at - began) async for event in events]
+        loop = asyncio.get_running_loop()
+        start = loop.time()
 
-    assert run(main()) == [(f"d{n:07d}", timedelta(milliseconds=n)) for n in range(5)]
+        def clock() -> float:
+            return loop.time() - start + sum(lost)
+
+        documents = bench.documents(100, 9)
+        async for event in bench.on_time(documents, 5, 1.0, clock=clock, now=lambda: began):
+            came.append((event.id, event.occurred_at - began, clock()))
+            if len(came) == 1:
+                lost.append(2.5)  # the next two are late, and the others are not
+
+    run(main())
+    at = [0.0, 2.5, 2.5, 3.0, 4.0]
+    assert came == [(f"d{n:07d}", timedelta(seconds=n), pytest.approx(at[n])) for n in range(5)]

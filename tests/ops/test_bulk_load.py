@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from worker.core.model import Partition
+from worker.core.progress import Progress
 from worker.core.vector_index import State
 from worker.errors import StoreUnavailable
 from worker.ops.bulk_load import Bounds, Ended, Load, Loading, left_of, missed, why_not
-from worker.ops.index_build import Far
 
 ONE, TWO, THREE, FOUR = (Partition("documents", number) for number in range(4))
 EMPTY = Loading("docs", 0, State.EARLY)
@@ -75,7 +75,7 @@ class Group:
     told: list[dict | Exception]
     halted: dict = field(default_factory=dict)
     now: float = 0.0
-    far: list[Far] = field(default_factory=list)
+    seen: list[Progress] = field(default_factory=list)
 
     async def done(self):
         found = self.told.pop(0) if len(self.told) > 1 else self.told[0]
@@ -94,7 +94,7 @@ async def load(group: Group, goal: dict, monkeypatch) -> Ended | None:
         halted=lambda: group.halted,
         stop=stop,
         clock=lambda: group.now,
-        watch=group.far.append,
+        watch=group.seen.append,
     )
     async with asyncio.timeout(5):
         await one.run()
@@ -107,12 +107,14 @@ async def test_a_load_ends_when_every_partition_is_done_whoever_did_it(monkeypat
     all_ = dict.fromkeys(goal, 100)
     group = Group([{}, {}, {ONE: 100}, all_ | {TWO: 70}, StoreUnavailable("away"), all_])
     assert await load(group, goal, monkeypatch) == Ended(400, {}, {})
-    assert group.far == [
-        Far("loading", 0.0, None, "400 records to go"),
-        Far(
+    assert group.seen == [
+        Progress("loading", 0.0, None, "400 records to go"),
+        Progress(
             "loading", 0.25, 60.0, "300 records to go in documents/1, documents/2, documents/3"
         ),
-        Far("loading", 0.925, pytest.approx(2.43, rel=0.01), "30 records to go in documents/1"),
+        Progress(
+            "loading", 0.925, pytest.approx(2.43, rel=0.01), "30 records to go in documents/1"
+        ),
     ]
 
 

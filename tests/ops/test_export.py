@@ -38,10 +38,10 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-async def exported(path, snapshot, *, subject=SUBJECT, force=False, tell=lambda _: None):
+async def exported(path, snapshot, *, subject=SUBJECT, force=False, watch=lambda _: None):
     with ExportFolder.open(path, subject, force=force) as folder:
-        done = await read(snapshot, folder, tell)
-        folder.finish(done.moment, tell)
+        done = await read(snapshot, folder, watch)
+        folder.finish(done.moment, watch)
         return done
 
 
@@ -49,15 +49,15 @@ async def killed(path, snapshot, *, after, **how):
     """Let an export end after so many of its documents, if it reads as many."""
     left = after
 
-    def tell(progress):
+    def watch(progress):
         nonlocal left
-        if progress.phase == "read":
+        if progress.doing == "reading":
             left -= 1
             if left < 0:
                 raise Killed
 
     with suppress(Killed):
-        await exported(path, snapshot, tell=tell, **how)
+        await exported(path, snapshot, watch=watch, **how)
         return False
     return True
 
@@ -113,11 +113,11 @@ async def test_documents_that_are_gone_or_new_since_then_are_gone_and_there(tmp_
 
 async def test_an_export_that_was_killed_at_its_end_shows_the_moment_of_the_next_run(tmp_path):
     def die(progress):
-        if progress.phase == "sum up":
+        if progress.doing == "computing checksums":
             raise Killed
 
     with suppress(Killed):
-        await exported(tmp_path, MemorySnapshot(DOCUMENTS), tell=die)
+        await exported(tmp_path, MemorySnapshot(DOCUMENTS), watch=die)
     again = MemorySnapshot(DOCUMENTS, number=9)
     assert (await exported(tmp_path, again)).kept_rows == 20
     assert again.read_documents == []

@@ -6,8 +6,9 @@ import pytest
 
 from tests.support.works import collection
 from worker.config import IndexBuildOptions
+from worker.core.index_facts import ServerResources
 from worker.core.vector_index import NO_INDEX, Place, Present, State, VectorIndex
-from worker.ops.index_advice import Advice, ServerFacts, Situation, advise_on
+from worker.ops.index_advice import Advice, Situation, advise_on
 
 MIB = 2**20
 GIB = 1024 * MIB
@@ -20,7 +21,7 @@ SMALL = Situation(
     built_as='"embedfleet".chunk_1_1 using hnsw (embedding halfvec_cosine_ops)',
     rows_per_second=None,
     tenants=[("acme", 1.0)],
-    server=ServerFacts(
+    server=ServerResources(
         shared_buffers_bytes=4 * GIB,
         cache_bytes=12 * GIB,
         maintenance_workers=2,

@@ -3,25 +3,21 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import pytest
 
 from tests.support.works import collection
 from worker.config import IndexBuildOptions
+from worker.core.index_facts import BuildProgress
+from worker.core.progress import Progress
 from worker.core.vector_index import NO_INDEX, Place, Places, Present, VectorIndex
 from worker.errors import ConfigError, StoreUnavailable
-from worker.ops.index_build import Built, Far, IndexBuild, memory_for
+from worker.ops.index_build import Built, IndexBuild, memory_for
 
 MIB = 2**20
 DOCS = replace(collection("docs"), dimensions=1536, index=VectorIndex())
 GOOD = Present("hnsw", 16, 64)
 OPTIONS = IndexBuildOptions()
-
-
-class Progress(NamedTuple):
-    phase: str
-    share: float | None
 
 
 @dataclass
@@ -39,7 +35,7 @@ class Server:
     clock: Clock
     rows: int = 20_000
     there: Places = field(default_factory=dict)
-    script: list[Progress | Exception | None] = field(default_factory=list)
+    script: list[BuildProgress | Exception | None] = field(default_factory=list)
     error: Exception | None = None
     notices: list[str] = field(default_factory=list)
     wanted: VectorIndex = DOCS.index
@@ -101,8 +97,8 @@ def _at_once(monkeypatch):
     monkeypatch.setattr("worker.ops.index_build._LOOK_SECONDS", 0.001)
 
 
-async def run(server: Server, *, options=OPTIONS, **how) -> tuple[Built, list[Far]]:
-    told: list[Far] = []
+async def run(server: Server, *, options=OPTIONS, **how) -> tuple[Built, list[Progress]]:
+    told: list[Progress] = []
     build = IndexBuild(server, server, options, clock=server.clock, watch=told.append)
     return await build.run(DOCS, by="a test", **how), told
 
@@ -124,7 +120,7 @@ async def test_an_index_that_is_missing_is_built_under_the_lock():
     assert built.seconds is not None
     assert built == Built("docs", ["built the index"], 20_000, built.seconds)
     assert one.rates == [20_000 / built.seconds]
-    assert [far.doing for far in told] == ["counting rows", "analysing"]
+    assert [one.doing for one in told] == ["counting rows", "analysing"]
 
 
 async def test_what_is_as_it_should_be_is_left_alone():
@@ -143,13 +139,19 @@ async def test_what_it_should_be_is_what_was_said_last():
 
 async def test_a_rebuild_exchanges_it():
     one = server(there={Place.MAIN: GOOD})
-    built, _ = await run(one, rebuild=True)
+    built, told = await run(one, rebuild=True)
     assert one.calls[1][:2] == ("create", Place.NEXT)
     assert one.calls[2:-1] == ["analyse", ("drop", Place.MAIN), "promote"]
     assert built.did == [
         "built the index that replaces it",
         "dropped the index",
         "put the new index in its place",
+    ]
+    assert [now.doing for now in told] == [
+        "counting rows",
+        "analysing",
+        "dropping an index",
+        "putting the new index in its place",
     ]
 
 
@@ -166,24 +168,24 @@ async def test_what_a_build_left_is_dropped_first():
 
 async def test_progress_is_told_with_the_time_that_is_left_at_its_pace():
     phases = [
-        Progress("loading", 0.0),
-        Progress("loading", 0.1),
-        Progress("loading", 0.2),
+        BuildProgress("loading", 0.0),
+        BuildProgress("loading", 0.1),
+        BuildProgress("loading", 0.2),
         StoreUnavailable("this look failed"),
-        Progress("loading", 0.8),
-        Progress("checking", None),
-        Progress("scanning", 0.5),
-        Progress("scanning", 0.5),
+        BuildProgress("loading", 0.8),
+        BuildProgress("checking", None),
+        BuildProgress("scanning", 0.5),
+        BuildProgress("scanning", 0.5),
     ]
     _, told = await run(server(script=phases))
     assert told[1:-1] == [
-        Far("loading", 0.0),
-        Far("loading", 0.1),  # after one second
-        Far("loading", 0.2, pytest.approx(8.0)),
-        Far("loading", 0.8, pytest.approx(1.0)),
-        Far("checking"),
-        Far("scanning", 0.5),
-        Far("scanning", 0.5),
+        Progress("loading", 0.0),
+        Progress("loading", 0.1),  # after one second
+        Progress("loading", 0.2, pytest.approx(8.0)),
+        Progress("loading", 0.8, pytest.approx(1.0)),
+        Progress("checking"),
+        Progress("scanning", 0.5),
+        Progress("scanning", 0.5),
     ]
 
 

@@ -5,11 +5,15 @@ from typing import NamedTuple
 
 
 class Verdict(NamedTuple):
-    """One claim and what came of it."""
+    """One claim and what came of it; `held` None: a figure of which nothing is claimed."""
 
     claim: str
     measured: str
-    held: bool
+    held: bool | None
+
+    def called(self, words: tuple[str, str]) -> str:
+        """Return the word for it of those for a claim that holds and one that does not."""
+        return "" if self.held is None else words[0 if self.held else 1]
 
 
 def lines(
@@ -18,7 +22,7 @@ def lines(
     """Return the verdicts in columns; `words` are what a claim that holds or not is called."""
     rows = [
         ("claim", "measured", ""),
-        *((one.claim, one.measured, words[0 if one.held else 1]) for one in verdicts),
+        *((one.claim, one.measured, one.called(words)) for one in verdicts),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [

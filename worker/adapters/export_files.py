@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from numpy.lib import format as npy
 
-from worker.core.exports import ExportFile, Progress, Rows, Subject, Tell
+from worker.core.exports import ExportFile, Rows, Subject
+from worker.core.progress import Progress, Watch
 from worker.errors import ConfigError
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -82,7 +83,7 @@ def write_whole(path: Path, content: bytes) -> None:
     flush_names(path.parent)
 
 
-def sum_up(path: Path, tell: Tell) -> ExportFile:
+def sum_up(path: Path, watch: Watch) -> ExportFile:
     """Read a file through, and return what a manifest says of it."""
     total, done, digest = path.stat().st_size, 0, sha256()
     block = memoryview(bytearray(_BLOCK_BYTES))
@@ -90,7 +91,7 @@ def sum_up(path: Path, tell: Tell) -> ExportFile:
         while count := file.readinto(block):
             digest.update(block[:count])
             done += count
-            tell(Progress("sum up", done, total))
+            watch(Progress("computing checksums", done / total))
     return ExportFile(size_bytes=done, sha256=digest.hexdigest())
 
 

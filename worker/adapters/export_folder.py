@@ -40,10 +40,10 @@ from worker.core.exports import (
     Part,
     Rows,
     Subject,
-    Tell,
     differences,
     objection,
 )
+from worker.core.progress import Watch
 from worker.errors import ConfigError
 
 UNFINISHED = "unfinished"
@@ -138,7 +138,7 @@ class ExportFolder:
             self._journal.add(checkpoint)
             self._written_down_bytes = self._files.size_bytes
 
-    def finish(self, moment: Moment, tell: Tell) -> Manifest:
+    def finish(self, moment: Moment, watch: Watch) -> Manifest:
         """
         Make the files whole, sum them up in a manifest, and put them in their places.
 
@@ -149,14 +149,14 @@ class ExportFolder:
             rows_name = ROWS[self._subject.metadata]
             if self._subject.metadata == "parquet":
                 with opened(self._unfinished / rows_name) as file:
-                    write_parquet(self._unfinished / ROWS["jsonl"], file, self._subject, tell)
+                    write_parquet(self._unfinished / ROWS["jsonl"], file, self._subject, watch)
             names = (VECTORS, rows_name)
             manifest = Manifest(
                 **msgspec.structs.asdict(self._subject),
                 rows=self.rows,
                 documents=self.documents,
                 snapshot=moment,
-                files={name: sum_up(self._unfinished / name, tell) for name in names},
+                files={name: sum_up(self._unfinished / name, watch) for name in names},
                 finished_at=datetime.now(UTC),
                 embedfleet=version("embedfleet"),
             )

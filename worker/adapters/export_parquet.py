@@ -8,7 +8,8 @@ JSON in a column of text: it has no one type.
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from worker.core.exports import Progress, Subject, Tell
+from worker.core.exports import Subject
+from worker.core.progress import Progress, Watch
 from worker.errors import ConfigError
 
 _BLOCK_BYTES = 8 * 2**20
@@ -29,7 +30,7 @@ def check_parquet() -> None:
         ) from None
 
 
-def write_parquet(lines: Path, file: BinaryIO, subject: Subject, tell: Tell) -> None:
+def write_parquet(lines: Path, file: BinaryIO, subject: Subject, watch: Watch) -> None:
     """Write all rows into an open file."""
     import pyarrow.json
     from pyarrow.parquet import ParquetWriter
@@ -45,7 +46,7 @@ def write_parquet(lines: Path, file: BinaryIO, subject: Subject, tell: Tell) -> 
             reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
             table = pyarrow.json.read_json(pyarrow.BufferReader(block), reading, options)
             writer.write_table(table)
-            tell(Progress("convert", source.tell(), total))
+            watch(Progress("writing Parquet", source.tell() / total))
 
 
 def _schema(*, content: bool) -> Any:

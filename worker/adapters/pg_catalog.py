@@ -36,12 +36,13 @@ update collection set ({_INDEX}) = row ($2, $3, $4, $5, $6) where name = $1
 """  # noqa: S608 - built of constants of this module
 # EXTERNAL: compressing costs 18 us a row and vectors do not shrink. An edit moves all chunks
 # behind it: with texts out of line a row is small, and with half of each page free all rows of
-# a document find room on theirs (HOT), so that neither text nor index is touched.
+# a document find room on theirs (HOT), so that neither text nor index is touched. PLAIN: keys
+# out of line cost a write and a look-up each.
 _CREATE_TABLE = """
 create table {table} (
-    tenant text collate "C" not null,
-    id text collate "C" not null,
-    chunk_hash bytea not null,
+    tenant text storage plain collate "C" not null,
+    id text storage plain collate "C" not null,
+    chunk_hash bytea storage plain not null,
     occurrence int not null,
     seq int not null,
     content text storage external not null,
@@ -50,7 +51,7 @@ create table {table} (
     heading text,
     embedding {storage}({dimensions}) storage external not null,
     primary key (tenant, id, chunk_hash, occurrence)
-) with (fillfactor = 50, toast_tuple_target = 128);
+) with (fillfactor = 50, toast_tuple_target = 256);
 comment on table {table} is 'Chunks of the collection {name}. Readers use the view "{view}".';
 comment on column {table}.tenant is 'Whose document it is.';
 comment on column {table}.id is 'The document''s id.';

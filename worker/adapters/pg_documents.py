@@ -11,6 +11,7 @@ Never touches the vector of a chunk that stays: moves change no indexed column (
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -112,6 +113,10 @@ _MOST_CHUNKS = 200
 """1 MB: of more, client and server touch new memory for every call."""
 _CALL_SECONDS = 0.25
 """What a call should take: without an index it takes the most, under one 100 chunks."""
+
+Sizes = dict[str, int]
+"""How many chunks a call takes, by table: what the last ones have learned."""
+
 _CHUNK_COLUMNS = (
     *("tenant", "id", "chunk_hash", "occurrence", "seq", "content"),
     *("span_start", "span_end", "heading", "embedding"),
@@ -224,7 +229,12 @@ class ChunksLeft(WorkerError):
 
 
 async def write_chunks(
-    connection: Connection, table: str, changes: Sequence[Wired], *, copies: bool
+    connection: Connection,
+    table: str,
+    changes: Sequence[Wired],
+    sizes: Sizes,
+    *,
+    copies: bool,
 ) -> None:
     """
     Insert, move and remove the chunks of documents whose rows were just written.
@@ -250,24 +260,26 @@ async def write_chunks(
     if moves:
         columns = zip(*moves, strict=True)
         await connection.execute(_MOVE_CHUNKS.format(table=table), *map(list, columns))
-    await _upsert(connection, table, _inserts(old))
-    await _copy(connection, table, _inserts(new))
+    calls = (
+        (old, partial(_upsert, connection, table)),
+        (new, partial(_copy, connection, table)),
+    )
+    try:
+        for group, write in calls:
+            size = sizes.get(table, _FIRST_CHUNKS)
+            sizes[table] = await _in_parts(_inserts(group), write, size)
+    except BaseException:
+        sizes.pop(table, None)  # so many may be what has taken too long
+        raise
 
 
 async def _upsert(connection: Connection, table: str, inserts: list[Any]) -> None:
-    statement = _INSERT_CHUNK.format(table=table)
-    await _in_parts(inserts, lambda part: connection.executemany(statement, part))
+    await connection.executemany(_INSERT_CHUNK.format(table=table), inserts)
 
 
 async def _copy(connection: Connection, table: str, inserts: list[Any]) -> None:
-    def copy(part: list[Any]) -> Awaitable[Any]:
-        copying: Awaitable[Any] = connection.copy_records_to_table(
-            table, records=part, columns=_CHUNK_COLUMNS
-        )
-        return copying
-
     try:
-        await _in_parts(inserts, copy)
+        await connection.copy_records_to_table(table, records=inserts, columns=_CHUNK_COLUMNS)
     except asyncpg.UniqueViolationError as error:
         raise ChunksLeft from error
     except UnicodeEncodeError as error:
@@ -276,17 +288,23 @@ async def _copy(connection: Connection, table: str, inserts: list[Any]) -> None:
 
 
 async def _in_parts(
-    inserts: list[Any], write: Callable[[list[Any]], Awaitable[object]]
-) -> None:
-    """Write chunks a few at a time: a call has a time limit, and nobody knows what it takes."""
-    start, size = 0, _FIRST_CHUNKS
+    inserts: list[Any], write: Callable[[list[Any]], Awaitable[object]], size: int
+) -> int:
+    """
+    Write chunks a few at a time: a call has a time limit, and nobody knows what it takes.
+
+    Returns with how many at a time to go on.
+    """
+    start = 0
     while start < len(inserts):
         began = monotonic()
-        await write(inserts[start : start + size])
+        part = inserts[start : start + size]
+        await write(part)
         start += size
+        in_time = int(len(part) * _CALL_SECONDS / max(monotonic() - began, 1e-6))
         # Twice as many at most: an index that was empty is slower from call to call.
-        pace = min(2.0, _CALL_SECONDS / max(monotonic() - began, 1e-6))
-        size = max(1, min(_MOST_CHUNKS, int(size * pace)))
+        size = max(1, min(_MOST_CHUNKS, 2 * size, in_time))
+    return size
 
 
 def _inserts(changes: Sequence[Wired]) -> list[Any]:

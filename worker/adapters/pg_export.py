@@ -10,13 +10,13 @@ has so many rows, and of what was read ahead so many bytes wait at most.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from worker.adapters.pg_client import APPLICATION_NAME
 from worker.adapters.pg_copy import CopyRows
-from worker.adapters.pg_documents import chunk_table, live_chunks, live_documents
+from worker.adapters.pg_documents import chunk_table, live_documents
 from worker.adapters.pg_patient import PatientReader
 from worker.adapters.pgvector_format import converted, unwire, wire_bytes
 from worker.config import DatabaseOptions
@@ -81,16 +81,23 @@ select count(*) as documents, coalesce(sum(hash_record_extended(
        )), 0) as hashes
 {documents} and {conditions}
 """
-# One line of JSON: PostgreSQL escapes what would break it.
+# A line of JSON for each chunk, of which a document's half is made once ("offset 0" keeps the
+# planner from doing that again for each); PostgreSQL escapes what would break it.
 _ROWS = """
-select c.embedding, c.seq, (select row_to_json(r) from (select {columns}) r)::text
-{chunks} and {conditions}
+select c.embedding, c.seq, d.half || ',"seq":' || c.seq
+    || ',"chunk_hash":"' || encode(c.chunk_hash, 'hex')
+    || '","heading":' || coalesce(to_json(c.heading)::text, 'null')
+    || ',"span_start":' || c.span_start || ',"span_end":' || c.span_end{content} || '}}'
+from {table} c join (
+    select d.tenant, d.id, left((select row_to_json(r)::text from (select
+        d.tenant, d.id as document_id, d.version, d.content_type, {metadata} as metadata,
+        d.occurred_at, d.stored_at
+    ) r), -1) as half
+    {documents} and {of_documents} offset 0
+) d on d.tenant = c.tenant and d.id = c.id
+where {of_chunks}
 order by c.tenant, c.id, c.seq, c.chunk_hash, c.occurrence
 """
-_COLUMNS = """
-    c.tenant, c.id as document_id, c.seq, d.version, encode(c.chunk_hash, 'hex') as chunk_hash,
-    c.heading, c.span_start, c.span_end, d.content_type, {metadata} as metadata,
-    d.occurred_at, d.stored_at"""
 
 
 class _Readers(NamedTuple):
@@ -210,42 +217,46 @@ class ExportSnapshot:
             after = upto
 
     async def _read_slice(self, reader: PatientReader, current: "_Slice") -> None:
-        conditions, arguments = self._where(current.part, "cd")
-        query = _ROWS.format(
-            columns=self._columns(),
-            chunks=live_chunks(self._collection),
-            conditions=conditions,
-        )
+        query, arguments = self._rows_of(current.part)
         stream = _Stream(self._subject, current.rows)
         await stream.end(await reader.copy(query, *arguments, take=stream.feed))
 
-    def _where(self, part: Part, tables: str) -> tuple[str, list[str]]:
+    def _rows_of(self, part: Part) -> tuple[str, list[str]]:
+        """Return the statement that reads the rows of a part, and its arguments."""
+        # A column of Parquet has one type, and metadata none in particular.
+        is_text = self._subject.metadata == "parquet"
+        content = """ || ',"content":' || to_json(c.content)::text"""
+        of_chunks, arguments = self._where(part, "c")
+        of_documents, _ = self._where(part, "d")
+        query = _ROWS.format(
+            table=self._table,
+            documents=live_documents(self._collection),
+            metadata="d.metadata::text" if is_text else "d.metadata",
+            content=content if self._subject.content else "",
+            of_chunks=of_chunks,
+            of_documents=of_documents,
+        )
+        return query, arguments
+
+    def _where(self, part: Part, table: Literal["c", "d"]) -> tuple[str, list[str]]:
         """Return the conditions of a part for chunks `c` or documents `d`, and their values."""
         conditions, values = ["true"], list[str]()
         for key, comparison in ((part.after, ">"), (part.upto, "<=")):
             if key is not None:
                 values += key
                 tenant, document = f"${len(values) - 1}", f"${len(values)}"
-                rows = {
+                columns, row = {
                     "c": ("c.tenant, c.id", f"{tenant}, {document}"),
                     "d": (
                         "d.tenant, d.collection, d.id",
                         f"{tenant}, '{self._collection.name}', {document}",
                     ),
-                }
-                conditions += [
-                    "({1}) {0} ({2})".format(comparison, *rows[table]) for table in tables
-                ]
+                }[table]
+                conditions.append(f"({columns}) {comparison} ({row})")
         if self._subject.tenant is not None:
             values.append(self._subject.tenant)
-            conditions += [f"{table}.tenant = ${len(values)}" for table in tables]
+            conditions.append(f"{table}.tenant = ${len(values)}")
         return " and ".join(conditions), values
-
-    def _columns(self) -> str:
-        # A column of Parquet has one type, and metadata none in particular.
-        is_text = self._subject.metadata == "parquet"
-        columns = _COLUMNS.format(metadata="d.metadata::text" if is_text else "d.metadata")
-        return f"{columns}, c.content" if self._subject.content else columns
 
 
 async def _begin(leader: PatientReader, collection: Collection) -> Moment:

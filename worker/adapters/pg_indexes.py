@@ -13,14 +13,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
 
 from worker.adapters.pg_client import Connection, Database, unhurried
 from worker.adapters.pg_documents import chunk_table, index_name
 from worker.adapters.pgvector_format import index_definition, index_operators
+from worker.core.index_facts import BuildProgress, Holder, IndexFacts, ServerResources
 from worker.core.model import Collection
 from worker.core.vector_index import Place, Places, Present, VectorIndex
 from worker.errors import ConfigError
@@ -81,58 +81,6 @@ select pg_size_bytes(current_setting('shared_buffers')) as shared_buffers_bytes,
 """
 
 
-class Progress(NamedTuple):
-    """
-    How far a build is: its phase, and how much of that is done, None where it is not told.
-
-    A phase that waits for a transaction of somebody names the process.
-    """
-
-    phase: str
-    share: float | None
-
-
-class Holder(NamedTuple):
-    """Who works on a collection's index; nulls: somebody of another role."""
-
-    pid: int
-    application: str | None
-    since: datetime | None
-
-    @property
-    def name(self) -> str:
-        """Say who it is."""
-        since = f" since {self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since else ""
-        return f"{self.application or 'somebody'} (PostgreSQL's process {self.pid}{since})"
-
-
-class IndexFacts(NamedTuple):
-    """
-    What there is of one collection: rows are chunks.
-
-    `rows_per_second` is how fast the index was built last, None where that is not known.
-    """
-
-    collection: Collection
-    rows: int
-    is_exact: bool
-    table_bytes: int
-    index_bytes: int
-    found: Places
-    progress: Progress | None
-    holder: Holder | None
-    rows_per_second: float | None
-
-
-class ServerMemory(NamedTuple):
-    """What the server says about itself that a build depends on."""
-
-    shared_buffers_bytes: int
-    cache_bytes: int
-    maintenance_workers: int
-    parallel_workers: int
-
-
 class PostgresIndexes:
     """The vector indexes of all collections of one schema."""
 
@@ -140,14 +88,17 @@ class PostgresIndexes:
         self._database = database
 
     async def look(self, collection: Collection) -> IndexFacts:
-        """Return what there is."""
+        """
+        Return what there is.
+
+        Raises:
+            StoreUnavailable: also where the collection's table is gone.
+        """
         table = table_of(collection)
         async with self._database.connection() as connection:
             size = await connection.fetchrow(
                 _SIZE.format(table=table), table, EXACT_ROWS + 1, collection.id
             )
-            if size is None:
-                raise _missing(collection)
             rows = await _indexes(connection, collection)
             progress = await connection.fetchrow(_PROGRESS, table, _names(table))
             holder = await connection.fetchrow(_HOLDER, table)
@@ -171,17 +122,17 @@ class PostgresIndexes:
             rows = await _indexes(connection, collection)
         return _places(table, rows)
 
-    async def progress(self, collection: Collection) -> Progress | None:
+    async def progress(self, collection: Collection) -> BuildProgress | None:
         """Return how far a build is, None where there is none."""
         table = table_of(collection)
         async with self._database.connection() as connection:
             row = await connection.fetchrow(_PROGRESS, table, _names(table))
         return None if row is None else _progress(row)
 
-    async def server(self) -> ServerMemory:
+    async def server(self) -> ServerResources:
         """Return what the server says of its memory and its processes."""
         async with self._database.connection() as connection:
-            return ServerMemory(**dict(await connection.fetchrow(_SERVER)))
+            return ServerResources(**dict(await connection.fetchrow(_SERVER)))
 
     async def keep_rate(self, collection: Collection, rows_per_second: float) -> None:
         """Keep how fast an index was built."""
@@ -359,11 +310,11 @@ def _present(row: Any) -> Present:
     return Present(row["kind"], is_valid=row["is_valid"], **parameters)
 
 
-def _progress(row: Any) -> Progress:
+def _progress(row: Any) -> BuildProgress:
     phase, pid = row["phase"], row["waits_for_pid"]
     if pid is not None and phase.startswith("waiting"):
         application = f", {row['waits_for']}" if row["waits_for"] else ""
-        return Progress(f"{phase} (PostgreSQL's process {pid}{application})", None)
+        return BuildProgress(f"{phase} (PostgreSQL's process {pid}{application})", None)
     kind = "tuples" if row["tuples_total"] else "blocks"
     total = row[f"{kind}_total"]
-    return Progress(phase, row[f"{kind}_done"] / total if total else None)
+    return BuildProgress(phase, row[f"{kind}_done"] / total if total else None)

@@ -33,6 +33,8 @@ _FEWEST_IVFFLAT_ROWS = 1_000
 
 _WIRE_HEAD = struct.Struct(">HH")
 """Dimensions, and zero."""
+_BLOCK_BYTES = 2**18
+"""Of vectors that are turned at once: a processor's cache holds them and what they become."""
 
 
 class _Number(NamedTuple):
@@ -137,21 +139,28 @@ def wire(vectors: Sequence[Vector], dimensions: int, storage: str) -> list[bytes
     Raises:
         PermanentError: a vector has other dimensions, or leaves the range of `storage`.
     """
-    if not vectors:
-        return []
     if any(len(vector) != 4 * dimensions for vector in vectors):
         raise PermanentError(
             Reason.REJECTED_BY_STORE, f"a vector does not have {dimensions} dimensions"
         )
+    # Ten times cheaper than a row at a time, and half of what all at once costs.
+    count = max(1, _BLOCK_BYTES // (4 * dimensions))
+    return [
+        row
+        for start in range(0, len(vectors), count)
+        for row in _wire_block(vectors[start : start + count], dimensions, storage)
+    ]
+
+
+def _wire_block(vectors: Sequence[Vector], dimensions: int, storage: str) -> list[bytes]:
     values = np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), dimensions)
     number = _NUMBERS[storage]
-    # Not a number is in no range.
-    if not (np.abs(values) < number.limit).all():
+    # Not a number is in no range, and is the largest and the smallest of all.
+    if not -number.limit < values.min() <= values.max() < number.limit:
         raise PermanentError(
             Reason.REJECTED_BY_STORE, f"a vector leaves the range of {storage}"
         )
-    # One pass for the whole call: 10 to 25 times cheaper than a row at a time. Converting first
-    # and turning the bytes while copying takes half the time of doing both at once.
+    # Converting first and turning the bytes while copying takes half the time of both at once.
     rows = np.empty((len(vectors), 4 + number.size_bytes * dimensions), np.uint8)
     rows[:, :4] = np.frombuffer(_WIRE_HEAD.pack(dimensions, 0), np.uint8)
     rows[:, 4:].view(number.big_endian)[:] = values.astype(number.native)

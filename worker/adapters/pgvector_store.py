@@ -21,6 +21,7 @@ from worker import failpoints
 from worker.adapters.pg_client import Connection, Database, MissingTable
 from worker.adapters.pg_documents import (
     ChunksLeft,
+    Sizes,
     Wired,
     chunk_table,
     write_chunks,
@@ -82,6 +83,7 @@ class PgvectorStore:
         self._database = database
         # A collection's chunk table, by its name; a name that is missing is looked up again.
         self._tables: dict[str, str] = {}
+        self._sizes: Sizes = {}
 
     async def read(self, queries: Sequence[Query]) -> list[Base]:
         """Return each document's row and chunks as of one moment, in the order of `queries`."""
@@ -130,7 +132,7 @@ class PgvectorStore:
             PermanentError: PostgreSQL refuses a value; nothing was written.
             StoreUnavailable: the outcome is unknown.
         """
-        wired = _wired(writes)
+        wired = with_wired_vectors(writes)
         try:
             return await self._apply(writes, wired, copies=True)
         except ChunksLeft:
@@ -148,7 +150,7 @@ class PgvectorStore:
             await failpoints.reach("in_transaction")
             winners = {n for n in passed if writes[n].change.key in written}
             for table, group in _by_chunk_table(wired[n] for n in sorted(winners)).items():
-                await write_chunks(connection, table, group, copies=copies)
+                await write_chunks(connection, table, group, self._sizes, copies=copies)
             if written:
                 await resolve_letters(connection, written)
         await failpoints.reach("after_commit")
@@ -215,7 +217,7 @@ def _first_of_each_key(writes: Sequence[Write]) -> list[int]:
     return list(first.values())
 
 
-def _wired(writes: Sequence[Write]) -> list[Wired]:
+def with_wired_vectors(writes: Sequence[Write]) -> list[Wired]:
     """Return the change sets with their vectors in pgvector's format, in one pass a format."""
     vectors: list[dict[ChunkId, bytes]] = [{} for _ in writes]
     by_format: defaultdict[tuple[int, str], list[tuple[int, ChunkId]]] = defaultdict(list)

@@ -28,12 +28,12 @@ from worker.app.bench_workers import BenchWorkers
 from worker.app.publish_job import in_our_words, publishing
 from worker.config import Settings
 from worker.core.model import ChunkingOptions, Collection
+from worker.core.progress import Progress, Watch
 from worker.core.vector_index import NO_INDEX, VectorIndex
 from worker.embedded.embeddings import ScriptedEmbeddings
 from worker.errors import ConfigError, WorkerError
 from worker.ops import bench
-from worker.ops.bench import Measuring, Phase, Watch
-from worker.ops.index_build import Far
+from worker.ops.bench import Measurement, Measuring
 
 SCRIPTED_MODEL = "scripted"
 _OFFERED_SECONDS = 20
@@ -63,9 +63,9 @@ class Asked:
 
 
 class Benched(NamedTuple):
-    """What was seen in each phase; `left` says what could not be removed behind it, and why."""
+    """What was seen of each workload; `left` says what could not be removed, and why."""
 
-    phases: list[Phase]
+    measurements: list[Measurement]
     left: str | None = None
 
 
@@ -74,21 +74,20 @@ async def run(settings: Settings, asked: Asked, watch: Watch) -> Benched:
     Measure, and remove what was created for it.
 
     Raises:
-        ConfigError: a server refuses us, a worker ended, or nothing was done.
+        ConfigError: a server refuses us, or the settings refuse the documents.
         BrokerUnavailable, StoreUnavailable: nobody to reach.
+        JobFailed: what was measured would mean nothing.
     """
     own = _own(settings)
-    phases: list[Phase] = []
+    found: list[Measurement] = []
     try:
         async with _worked(own, asked, watch) as measured:
-            phases += await measured.run()
+            found += await measured.run()
     except WorkerError as error:
-        if not phases:
+        if not found:
             raise
-        return Benched(
-            phases, f"{own.database.schema}, topics and schema of that name: {error}"
-        )
-    return Benched(phases)
+        return Benched(found, f"{own.database.schema}, topics and schema of that name: {error}")
+    return Benched(found)
 
 
 @asynccontextmanager
@@ -97,7 +96,7 @@ async def _worked(own: Settings, asked: Asked, watch: Watch) -> AsyncIterator["_
     async with AsyncExitStack() as stack:
         if asked.model is None:
             own = await stack.enter_async_context(_scripted(own, asked))
-        watch(Far(f"preparing the topic and schema {own.database.schema}"))
+        watch(Progress(f"preparing the topic and schema {own.database.schema}"))
         await stack.enter_async_context(_created(own, asked))
         (topic,) = own.kafka.topics
         publisher = await stack.enter_async_context(publishing(own, topic))
@@ -175,40 +174,42 @@ async def _created(settings: Settings, asked: Asked) -> AsyncIterator[None]:
 
 
 class _Bench:
-    """The phases, in order."""
+    """The workloads, in order."""
 
     def __init__(self, asked: Asked, publisher: Publisher, measuring: Measuring) -> None:
         self._asked = asked
         self._publisher = publisher
         self._measuring = measuring
 
-    async def run(self) -> list[Phase]:
+    async def run(self) -> list[Measurement]:
         """Measure them all."""
-        count, documents = (
-            self._asked.documents,
-            partial(bench.documents, self._asked.characters),
-        )
+        count = self._asked.documents
+        documents = partial(bench.documents, self._asked.characters)
         await self._measuring.joined(self._asked.partitions)
-        first = await self._phase("new documents", documents(count), count)
+        first = await self._workload("new documents", documents(count), count)
         again = documents(count, version=2)
-        unchanged = await self._phase("published again, unchanged", again, count)
+        unchanged = await self._workload("published again, unchanged", again, count)
         rate = first.rate / 2
-        late = min(count, max(2, int(rate * _OFFERED_SECONDS)))
+        offered = min(count, max(2, int(rate * _OFFERED_SECONDS)))
         on_time = bench.on_time(
-            documents(late, series="late"), late, rate, partial(datetime.now, UTC)
+            documents(offered, series="offered"),
+            offered,
+            rate,
+            clock=time.monotonic,
+            now=partial(datetime.now, UTC),
         )
-        fresh = await self._phase(f"offered, {rate:,.0f} a second", on_time, late)
+        fresh = await self._workload(f"offered, {rate:,.0f} a second", on_time, offered)
         return [first, unchanged, fresh]
 
-    async def _phase(
+    async def _workload(
         self,
         name: str,
         events: Iterable[DocumentUpserted] | AsyncIterable[DocumentUpserted],
         count: int,
-    ) -> Phase:
+    ) -> Measurement:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publish(events))
-            return await self._measuring.phase(name, count)
+            return await self._measuring.workload(name, count)
 
     async def _publish(
         self, events: Iterable[DocumentUpserted] | AsyncIterable[DocumentUpserted]

@@ -29,7 +29,7 @@ from worker.app.process import log_as, run_loop
 from worker.app.worker import work
 from worker.config import Settings
 from worker.core.lifecycle import Phase
-from worker.errors import ConfigError, WorkerError
+from worker.errors import JobFailed, WorkerError
 from worker.ops.bench import LOOK_SECONDS, Look, look_at, summed
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -104,17 +104,19 @@ class BenchWorkers:
         Return what they have done so far.
 
         Raises:
-            ConfigError: one has ended by itself; its reason, where it had one.
+            JobFailed: one has ended by itself; its reason, where it had one.
         """
         for number, pipe in enumerate(self._pipes):
             try:
                 while pipe.poll():
                     told = pipe.recv()
                     if isinstance(told, str):
-                        raise ConfigError(f"a worker has ended: {told}")
+                        raise JobFailed(f"a worker has ended: {told}")
                     self._looks[number] = told
             except (EOFError, OSError) as error:
-                raise ConfigError("a worker has ended by itself") from error
+                raise JobFailed(
+                    "a worker has ended without a word: was it killed, for want of memory?"
+                ) from error
         return summed(self._looks)
 
 

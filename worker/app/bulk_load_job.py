@@ -9,7 +9,7 @@ the next one; or ordinary workers finish the load, and build what is due.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,17 +30,14 @@ from worker.app.worker import work
 from worker.config import KafkaOptions, Settings
 from worker.core.lifecycle import Lives, Phase, other_topic
 from worker.core.model import Collection, Partition
-from worker.core.vector_index import NO_INDEX, Drop, steps
+from worker.core.progress import Progress, WatchEach
 from worker.errors import ConfigError
 from worker.ops import bulk_load
 from worker.ops import search as searching
 from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading
-from worker.ops.index_build import Built, Far, IndexBuild, current, state_of
+from worker.ops.index_build import Built, IndexBuild, current
 
 BY = "embedfleet bulk-load"
-
-Watch = Callable[[str, Far], object]
-"""Told what the job works on, a collection or the group, and how far it is with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +68,7 @@ class Loaded(NamedTuple):
     built: tuple[Built, ...] = ()
 
 
-async def run(settings: Settings, asked: Asked, watch: Watch) -> Loaded:
+async def run(settings: Settings, asked: Asked, watch: WatchEach) -> Loaded:
     """
     Load what is in the topics now.
 
@@ -135,7 +132,7 @@ class _Job:
         settings: Settings,
         database: Database,
         topic_ids: Mapping[str, UUID],
-        watch: Watch,
+        watch: WatchEach,
     ) -> None:
         self._settings = settings
         self._topic_ids = topic_ids
@@ -154,8 +151,7 @@ class _Job:
             found = await self._catalog.collections()
         facts = [await self.indexes.look(one) for one in found if one.index.kind != "none"]
         return [
-            (one.collection, Loading(one.collection.name, one.rows, state_of(one)))
-            for one in facts
+            (one.collection, Loading(one.collection.name, one.rows, one.state)) for one in facts
         ]
 
     async def done(self) -> Done:
@@ -169,10 +165,9 @@ class _Job:
 
     async def drop(self, collection: Collection, builder: IndexBuilder) -> None:
         """Drop the index that is there, or what is left of one."""
-        for step in steps(NO_INDEX, await self.indexes.found(collection)):
-            assert isinstance(step, Drop)
-            self._watch(collection.name, Far("dropping the index"))
-            await builder.drop(step.place)
+        for place in await self.indexes.found(collection):
+            self._watch(collection.name, Progress("dropping the index"))
+            await builder.drop(place)
 
     async def load(self, goal: Goal) -> Ended | None:
         """Work until the goal is reached; None where a signal came first."""

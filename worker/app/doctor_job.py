@@ -15,7 +15,6 @@ from worker.core.model import Collection
 from worker.errors import PermanentError, ProviderUnavailable
 from worker.ops import verdicts
 from worker.ops.doctor import Check, Finding, Status, examine
-from worker.ops.index_build import state_of
 from worker.ports import Embedder, EmbeddingRequest
 
 LIMIT_SECONDS = 15.0
@@ -100,7 +99,7 @@ class _Database:
             facts = [await indexes.look(one) for one in self.collections]
         return [
             verdicts.collections([one.name for one in self.collections]),
-            *(verdicts.index(one.collection.name, state_of(one)) for one in facts),
+            *(verdicts.index(one.collection.name, one.state) for one in facts),
         ]
 
 

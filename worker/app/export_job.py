@@ -10,8 +10,9 @@ from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_export import ExportSnapshot
 from worker.app.jobs import opened
 from worker.config import Settings
-from worker.core.exports import Dtype, Manifest, RowFormat, Subject, Tell
+from worker.core.exports import Dtype, Manifest, RowFormat, Subject
 from worker.core.model import Collection
+from worker.core.progress import Watch
 from worker.ops import export as exporting
 from worker.ops import search as searching
 
@@ -34,22 +35,23 @@ class Exported(NamedTuple):
 
 
 def export(
-    settings: Settings, request: Request, path: Path, tell: Tell, *, force: bool
+    settings: Settings, request: Request, path: Path, watch: Watch, *, force: bool
 ) -> Exported:
     """
     Write an export, or go on with one that is unfinished.
 
     Raises:
         ConfigError: there is no such collection, or another export is there.
-        OSError: the disk is full; what was written down stays.
+        StoreUnavailable, OSError: the connection is lost, or the disk is full; what was written
+            down stays.
     """
     if request.metadata == "parquet":
         check_parquet()
     collection, subject = asyncio.run(_subject(settings, request))
     with ExportFolder.open(path, subject, force=force) as folder:
-        done = asyncio.run(_read(settings, collection, subject, folder, tell))
+        done = asyncio.run(_read(settings, collection, subject, folder, watch))
         # Outside of any loop, which would hold Ctrl-C up until it is over.
-        return Exported(folder.finish(done.moment, tell), done)
+        return Exported(folder.finish(done.moment, watch), done)
 
 
 async def _subject(settings: Settings, request: Request) -> tuple[Collection, Subject]:
@@ -79,7 +81,7 @@ async def _read(
     collection: Collection,
     subject: Subject,
     folder: ExportFolder,
-    tell: Tell,
+    watch: Watch,
 ) -> exporting.Done:
     async with ExportSnapshot.open(settings.database, collection, subject) as snapshot:
-        return await exporting.read(snapshot, folder, tell)
+        return await exporting.read(snapshot, folder, watch)

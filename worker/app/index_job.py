@@ -9,23 +9,22 @@ from typing import NamedTuple
 
 from worker.adapters.pg_catalog import PostgresCatalog
 from worker.adapters.pg_client import Database
-from worker.adapters.pg_indexes import IndexFacts, PostgresIndexes, table_of
+from worker.adapters.pg_indexes import PostgresIndexes, table_of
 from worker.adapters.pg_readers import Readers, Recall
 from worker.adapters.pgvector_format import index_definition
 from worker.app.jobs import opened
 from worker.config import Settings
+from worker.core.index_facts import IndexFacts
 from worker.core.model import Collection
-from worker.core.vector_index import Drop, State, VectorIndex, steps
+from worker.core.progress import WatchEach
+from worker.core.vector_index import State, VectorIndex
 from worker.errors import ConfigError
 from worker.ops import search as searching
-from worker.ops.index_advice import Advice, ServerFacts, Situation, advise_on
-from worker.ops.index_build import Built, Far, IndexBuild, current, each, is_due, state_of
+from worker.ops.index_advice import Advice, Situation, advise_on
+from worker.ops.index_build import Built, IndexBuild, current, each, is_due
 
 BUILDER = "embedfleet index build"
 DROPPER = "embedfleet index drop"
-
-Watch = Callable[[str, Far], object]
-"""Told the name of a collection, and how far its index is."""
 
 
 class IndexRow(NamedTuple):
@@ -37,7 +36,6 @@ class IndexRow(NamedTuple):
     """
 
     facts: IndexFacts
-    state: State
     serves: bool | None
     recall: Recall | None
 
@@ -74,7 +72,7 @@ async def status(
             has_one = any(one.is_valid for one in facts.found.values())
             serves = await readers.is_served_by_index(collection, k) if has_one else None
             recall = await readers.recall(collection, queries, k) if queries else None
-            rows.append(IndexRow(facts, state_of(facts), serves, recall))
+            rows.append(IndexRow(facts, serves, recall))
     return rows
 
 
@@ -83,7 +81,7 @@ async def build(
     names: Sequence[str],
     *,
     rebuild: bool,
-    watch: Watch,
+    watch: WatchEach,
     ended: Callable[[Built], object],
 ) -> None:
     """
@@ -139,9 +137,8 @@ async def _drop(jobs: Jobs, collection: Collection) -> None:
         wanted = (await current(jobs.catalog, collection)).index
         index = replace(wanted, kind="none")
         await jobs.catalog.set_index(collection, index)
-        for step in steps(index, await jobs.indexes.found(collection)):
-            assert isinstance(step, Drop)
-            await builder.drop(step.place)
+        for place in await jobs.indexes.found(collection):
+            await builder.drop(place)
 
 
 async def set_index(
@@ -151,7 +148,7 @@ async def set_index(
     async with _opened(settings) as jobs:
         (found,) = await jobs.named([name])
         wanted = await jobs.catalog.set_index(found, change(found.index))
-        return wanted, state_of(await jobs.indexes.look(wanted))
+        return wanted, (await jobs.indexes.look(wanted)).state
 
 
 async def advise(settings: Settings, names: Sequence[str]) -> dict[str, list[Advice]]:
@@ -163,13 +160,13 @@ async def advise(settings: Settings, names: Sequence[str]) -> dict[str, list[Adv
             facts = await jobs.indexes.look(collection)
             situation = Situation(
                 collection=collection,
-                state=state_of(facts),
+                state=facts.state,
                 found=facts.found,
                 rows=facts.rows,
                 built_as=_definition(settings, facts),
                 rows_per_second=facts.rows_per_second,
                 tenants=await readers.tenants(collection),
-                server=ServerFacts(*server),
+                server=server,
                 options=settings.index,
             )
             advice[collection.name] = advise_on(situation)

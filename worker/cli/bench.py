@@ -1,23 +1,24 @@
 """The command `bench`."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import validators
 
-from worker.cli.index_screen import watched
 from worker.cli.masking import mask_url
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
+from worker.cli.progress import watched
 from worker.config import Settings
+from worker.core.packing import estimate_tokens
 from worker.errors import ConfigError
-from worker.ops.index_build import Far
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.bench_job import Asked
-    from worker.ops.bench import Phase
+    from worker.ops.bench import Measurement
 
 Documents = Annotated[
-    int, option("New documents of the first phase.", validator=validators.Number(gte=100))
+    int, option("New documents of the first workload.", validator=validators.Number(gte=100))
 ]
 Characters = Annotated[
     int, option("Length of a document.", validator=validators.Number(gte=100, lte=500_000))
@@ -66,7 +67,6 @@ Quota = Annotated[
 ]
 Yes = Annotated[bool, switch("--yes", "With --model: send the texts, whatever that costs.")]
 
-CHARACTERS_OF_A_TOKEN = 3
 _SHARES = (0.5, 0.99)
 
 
@@ -107,29 +107,26 @@ def bench(
         requests_per_minute=requests_per_minute,
     )
     if model is not None and not yes:
-        tokens = 2 * documents * characters // CHARACTERS_OF_A_TOKEN
+        # The texts, made of ASCII letters, are embedded in two of the three workloads.
+        tokens = 2 * documents * estimate_tokens("a" * characters)
         say(
-            f"nothing was done: say --yes, to send about {tokens:,} tokens to "
+            f"nothing was done: say --yes, to send up to about {tokens:,} tokens to "
             f"{settings.embedding.url}"
         )
         return 1
     with watched() as watch:
-
-        def tell(far: Far) -> None:
-            watch("bench", far)
-
-        benched = run_loop(bench_job.run(settings, asked, tell))
+        benched = run_loop(bench_job.run(settings, asked, partial(watch, "bench")))
     if json:
-        show_json([_facts(phase) for phase in benched.phases])
+        show_json([_facts(one) for one in benched.measurements])
     else:
-        _show(benched.phases, asked, settings)
+        _show(benched.measurements, asked, settings)
     if benched.left is not None:
         say(f"left behind: {benched.left}")
         return 1
     return 0
 
 
-def _show(phases: list["Phase"], asked: "Asked", settings: Settings) -> None:
+def _show(found: list["Measurement"], asked: "Asked", settings: Settings) -> None:
     who = "one worker" if asked.workers == 1 else f"{asked.workers} workers"
     provider = (
         f"a scripted provider of {asked.latency_seconds:g} s"
@@ -140,31 +137,31 @@ def _show(phases: list["Phase"], asked: "Asked", settings: Settings) -> None:
         f"{who}, {asked.partitions} partitions, documents of {asked.characters:,} characters, "
         f"{asked.dimensions:,} dimensions, {provider}\n"
     )
-    head = ("phase", "documents/s", "cpu us each", "chunks embedded", "requests for 1,000")
-    show_table(head, map(_row, phases), empty="")
-    *_, fresh = phases
-    show(f"\nsearchable after: {', '.join(map(_late, _lateness(fresh).items()))}")
-    peak = max(phase.used.peak_bytes for phase in phases)
+    head = ("workload", "documents/s", "cpu us each", "chunks embedded", "requests for 1,000")
+    show_table(head, map(_row, found), empty="")
+    *_, offered = found
+    show(f"\nsearchable after: {', '.join(map(_late, _lateness(offered).items()))}")
+    peak = max(one.peak_bytes for one in found)
     show(f"memory of a worker: {peak / 2**20:.0f} MiB at most")
-    if refused := sum(phase.used.refused for phase in phases):
-        show(f"429s: {refused / sum(phase.used.requests for phase in phases):.1%} of requests")
+    if refused := sum(one.used.refused for one in found):
+        show(f"429s: {refused / sum(one.used.requests for one in found):.1%} of requests")
 
 
-def _row(phase: "Phase") -> tuple[object, ...]:
-    packed = phase.requests_for_1000_chunks
+def _row(one: "Measurement") -> tuple[object, ...]:
+    packed = one.requests_for_1000_chunks
     return (
-        phase.name,
-        f"{phase.rate:,.0f}",
-        f"{phase.cpu_us:,.0f}",
-        f"{phase.used.embedded:,}",
+        one.workload,
+        f"{one.rate:,.0f}",
+        f"{one.cpu_us:,.0f}",
+        f"{one.used.embedded:,}",
         None if packed is None else f"{packed:.1f}",
     )
 
 
-def _lateness(phase: "Phase") -> dict[float, float | None]:
+def _lateness(one: "Measurement") -> dict[float, float | None]:
     from worker.ops.bench import within_seconds
 
-    return {share: within_seconds(phase.used.fresh, share) for share in _SHARES}
+    return {share: within_seconds(one.late, share) for share in _SHARES}
 
 
 def _late(share_and_bound: tuple[float, float | None]) -> str:
@@ -172,16 +169,16 @@ def _late(share_and_bound: tuple[float, float | None]) -> str:
     return f"{share:.0%} within {'a day or more' if bound is None else f'{bound:g} s'}"
 
 
-def _facts(phase: "Phase") -> dict[str, Any]:
+def _facts(one: "Measurement") -> dict[str, Any]:
     return {
-        "phase": phase.name,
-        "documents": phase.used.settled,
-        "seconds": phase.seconds,
-        "documents_per_second": phase.rate,
-        "cpu_us": phase.cpu_us,
-        "chunks_embedded": phase.used.embedded,
-        "requests": phase.used.requests,
-        "refused": phase.used.refused,
-        "peak_bytes": phase.used.peak_bytes,
-        "within_seconds": {str(share): bound for share, bound in _lateness(phase).items()},
+        "workload": one.workload,
+        "documents": one.used.settled,
+        "seconds": one.seconds,
+        "documents_per_second": one.rate,
+        "cpu_us": one.cpu_us,
+        "chunks_embedded": one.used.embedded,
+        "requests": one.used.requests,
+        "refused": one.used.refused,
+        "peak_bytes": one.peak_bytes,
+        "within_seconds": {str(share): bound for share, bound in _lateness(one).items()},
     }

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import validators
 
-from worker.cli.index_screen import Watch, watched
 from worker.cli.indexes import tell
 from worker.cli.output import say, show_json
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
+from worker.cli.progress import watched
 from worker.config import Settings, TelemetryOptions
+from worker.core.progress import Progress, WatchEach
 from worker.errors import WorkerError
 from worker.ops.bulk_load import Ended
-from worker.ops.index_build import Far
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.bulk_load_job import Loaded
@@ -73,14 +73,14 @@ def bulk_load(
 
 
 @contextmanager
-def _unfinished_told() -> Iterator[Watch]:
+def _unfinished_told() -> Iterator[WatchEach]:
     """Say what is left undone where a load ends before its end."""
     begun = False
 
-    def watch(name: str, far: Far) -> None:
+    def watch(name: str, progress: Progress) -> None:
         nonlocal begun
         begun = True
-        show(name, far)
+        show(name, progress)
 
     try:
         with watched() as show:

@@ -1,16 +1,17 @@
 """The command `export`."""
 
 import errno
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from worker.cli.output import say, show_json
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
-from worker.core.exports import Dtype, Progress, RowFormat, Tell
+from worker.cli.progress import watched
+from worker.core.exports import Dtype, RowFormat
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.export_job import Exported
@@ -27,13 +28,6 @@ Force = Annotated[
     bool,
     switch("--force", "Replace a finished export, or an unfinished one of other settings."),
 ]
-
-_PHASES = {
-    "compare": "comparing what is there",
-    "read": "reading",
-    "convert": "writing Parquet",
-    "sum up": "computing checksums",
-}
 
 
 def export(
@@ -54,8 +48,8 @@ def export(
 
     request = Request(collection, tenant, dtype, metadata, content)
     started = time.monotonic()
-    with _kept_when_ended(), _progress() as tell:
-        exported = run(settings, request, out, tell, force=force)
+    with _kept_when_ended(), watched() as watch:
+        exported = run(settings, request, out, partial(watch, collection), force=force)
     _sum_up(exported, out, time.monotonic() - started, json=json)
 
 
@@ -71,36 +65,6 @@ def _kept_when_ended() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             say("what was written down stays: make room, and the same command goes on")
         raise
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rows]}"),
-        TimeElapsedColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, rows="")
-
-        def tell(now: Progress) -> None:
-            bar.update(
-                task,
-                description=_PHASES[now.phase],
-                completed=now.done,
-                total=now.total,
-                rows=f"{now.done:,} rows" if now.phase == "read" else "",
-            )
-
-        yield tell
 
 
 def _sum_up(exported: "Exported", out: Path, seconds: float, *, json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from worker.cli.parameters import option
+from worker.core.vector_index import DEFAULT_INDEX as _NEW
 from worker.core.vector_index import VectorIndex
 
 
@@ -20,11 +21,16 @@ class IndexFlags:
 
     index: Annotated[
         Literal["hnsw", "ivfflat", "none"] | None,
-        _flag("Kind of the index [default: hnsw]; with none, searches compare all rows."),
+        _flag(
+            f"Kind of the index [default: {_NEW.kind}]; with none, searches compare all rows."
+        ),
     ] = None
-    m: Annotated[int | None, _flag("HNSW: neighbours of a row [default: 16].")] = None
+    m: Annotated[int | None, _flag(f"HNSW: neighbours of a row [default: {_NEW.m}].")] = None
     ef_construction: Annotated[
-        int | None, _flag("HNSW: candidates that are looked at for them [default: 64].")
+        int | None,
+        _flag(
+            f"HNSW: candidates that are looked at for them [default: {_NEW.ef_construction}]."
+        ),
     ] = None
     lists: Annotated[
         int | None, _flag("IVFFlat: lists [default: by the rows when it is built].")
@@ -32,8 +38,8 @@ class IndexFlags:
     build_at_rows: Annotated[
         int | None,
         _flag(
-            "From how many chunks on there is an index [default: 10000]; below, searches "
-            "compare them all. 0: always."
+            f"From how many chunks on there is one [default: {_NEW.build_at_rows}]; below, "
+            "searches compare them all. 0: always."
         ),
     ] = None
 

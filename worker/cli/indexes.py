@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import validators
 
 from worker.cli.index_flags import UNSAID, IndexFlags
-from worker.cli.index_screen import watched
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option, switch
-from worker.core.vector_index import WRONG, State
+from worker.cli.progress import watched
+from worker.core.vector_index import WRONG, State, VectorIndex
 from worker.errors import ConfigError
 from worker.ops.index_build import Built
 
@@ -55,7 +55,7 @@ def status(
         show_json([_facts(row) for row in rows])
     else:
         _show(rows)
-    return 1 if any(row.state in WRONG for row in rows) else 0
+    return 1 if any(row.facts.state in WRONG for row in rows) else 0
 
 
 def set_index(
@@ -186,19 +186,19 @@ def _show(rows: list["IndexRow"]) -> None:
     ]
     show_table(head, lines, empty="there are no collections")
     for row in rows:
-        if row.state in WRONG:
+        if row.facts.state in WRONG:
             name = row.facts.collection.name
-            say(f"the index of {name} is {row.state}: `embedfleet index build {name}`")
+            say(f"the index of {name} is {row.facts.state}: `embedfleet index build {name}`")
         elif row.facts.holder is not None:
             say(f"{row.facts.collection.name} is being worked on by {row.facts.holder.name}")
 
 
 def _state(row: "IndexRow") -> str:
     progress = row.facts.progress
-    if row.state is not State.BUILDING or progress is None:
-        return row.state
+    if row.facts.state is not State.BUILDING or progress is None:
+        return row.facts.state
     share = "" if progress.share is None else f" {progress.share:.0%}"
-    return f"{row.state}{share} ({progress.phase})"
+    return f"{row.facts.state}{share} ({progress.phase})"
 
 
 def _facts(row: "IndexRow") -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _facts(row: "IndexRow") -> dict[str, Any]:
     return {
         "collection": facts.collection.name,
         "should_be": facts.collection.index,
-        "state": row.state,
+        "state": row.facts.state,
         "found": [
             {"place": place or "main", **one._asdict()} for place, one in facts.found.items()
         ],
@@ -236,7 +236,7 @@ def tell(built: Built) -> None:
     say(f"{built.collection}: {', '.join(built.did)}{rate}")
 
 
-def _parameters(index: Any) -> str:
+def _parameters(index: VectorIndex) -> str:
     match index.kind:
         case "hnsw":
             words = f"hnsw m={index.m} ef_construction={index.ef_construction}"

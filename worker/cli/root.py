@@ -1,9 +1,10 @@
 """
 The command line: which commands there are, and how every one of them ends.
 
-Owns the exit codes: 0 all is well, 1 something was found wrong, 2 wrong usage, configuration
-or nobody to reach, 130 after Ctrl-C or SIGTERM, 141 when the reader of a pipe has left. A
-user's mistake is one sentence on stderr, never a traceback; a defect of ours is a traceback.
+Owns the exit codes: 0 all is well, 1 something was found wrong, 2 wrong usage, configuration,
+nobody to reach or a job that failed, 130 after Ctrl-C or SIGTERM, 141 when the reader of a pipe
+has left. A user's mistake is one sentence on stderr, never a traceback; a defect of ours is a
+traceback.
 """
 
 import contextlib

@@ -6,7 +6,6 @@ written down is named by a digest of its documents, so that a later run can tell
 snapshot whether they are still the same. Pure: values, and what is decided without the world.
 """
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -66,17 +65,6 @@ class Part(NamedTuple):
 
     after: Key | None
     upto: Key | None
-
-
-class Progress(NamedTuple):
-    """What is being done, and how much of it is; `total` None: of how much is not known."""
-
-    phase: Literal["compare", "read", "convert", "sum up"]
-    done: int
-    total: int | None
-
-
-Tell = Callable[[Progress], object]
 
 
 class Digest(NamedTuple):

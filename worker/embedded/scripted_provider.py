@@ -30,6 +30,8 @@ import numpy as np
 import uvloop
 from aiohttp import web
 
+from worker.embedded.ports import HOST
+
 SEED = 1
 CLUSTERS = 64
 MEMBERS = 16
@@ -39,7 +41,6 @@ FLOAT_DIGITS = 8
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 CHARACTERS_PER_TOKEN = 4
-HOST = "127.0.0.1"
 
 
 class Piece(NamedTuple):
@@ -114,8 +115,8 @@ def _pieces(rows: np.ndarray, dimensions: int) -> list[Piece]:
 class Bucket:
     """What may be taken of a quota: it fills steadily, and holds a second's worth at most."""
 
-    def __init__(self, per_minute: float | None, now: float) -> None:
-        self._per_second = math.inf if per_minute is None else per_minute / 60
+    def __init__(self, per_minute: float, now: float) -> None:
+        self._per_second = per_minute / 60
         self._most = max(1.0, self._per_second)
         self._level, self._at = self._most, now
 
@@ -141,17 +142,27 @@ class Quota:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._requests = Bucket(requests_per_minute, clock())
-        self._tokens = Bucket(tokens_per_minute, clock())
+        self._requests = _bucket(requests_per_minute, clock())
+        self._tokens = _bucket(tokens_per_minute, clock())
 
     def refuse_seconds(self, tokens: int) -> float:
         """Take a request of so many tokens and return 0, or return when to come again."""
-        now = self._clock()
-        wait = max(self._requests.wait_seconds(1, now), self._tokens.wait_seconds(tokens, now))
+        now, wait = self._clock(), 0.0
+        asked = [
+            (bucket, amount)
+            for bucket, amount in ((self._requests, 1), (self._tokens, tokens))
+            if bucket is not None
+        ]
+        for bucket, amount in asked:
+            wait = max(wait, bucket.wait_seconds(amount, now))
         if wait == 0:
-            self._requests.take(1)
-            self._tokens.take(tokens)
+            for bucket, amount in asked:
+                bucket.take(amount)
         return wait
+
+
+def _bucket(per_minute: float | None, now: float) -> Bucket | None:
+    return None if per_minute is None else Bucket(per_minute, now)
 
 
 @dataclass
@@ -195,7 +206,7 @@ class _Question(msgspec.Struct):
 _QUESTION = msgspec.json.Decoder(_Question)
 
 
-class Stub:
+class ScriptedProvider:
     """
     The server; `started` makes it listen.
 
@@ -289,13 +300,13 @@ def answer(pool: Pool, texts: Sequence[str], *, model: str, base64: bool, tokens
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    body = {"error": {"message": message, "type": "stub", "code": None, "param": None}}
+    body = {"error": {"message": message, "type": "scripted", "code": None, "param": None}}
     return web.json_response(body, status=status, headers=headers)
 
 
 async def serve(options: argparse.Namespace) -> None:
     """Serve until a signal comes."""
-    stub = Stub(
+    provider = ScriptedProvider(
         Pool(options.dimensions),
         Quota(options.requests_per_minute, options.tokens_per_minute),
         latency_seconds=options.latency,
@@ -304,7 +315,7 @@ async def serve(options: argparse.Namespace) -> None:
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    runner, url = await stub.started(options.port)
+    runner, url = await provider.started(options.port)
     sys.stdout.write(f"{url}\n")
     sys.stdout.flush()
     await told.wait()

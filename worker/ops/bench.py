@@ -1,8 +1,8 @@
 """
 One-shot job: what workers reach with this Kafka, this PostgreSQL and this provider.
 
-Three phases: new documents as fast as they are taken, the same published again as new versions,
-and new ones offered at half the rate of the first phase. Reads what workers count by
+Three workloads: new documents as fast as they are taken, the same published again as new
+versions, and new ones offered at half the rate of the first ones. Reads what workers count by
 themselves, and only while each partition has its owner: who takes one over does some records
 again, which two would count. Rates are from when the first event is sent to when the last one
 is settled, and how late a document is counts from when it was to be sent (coordinated
@@ -13,15 +13,16 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from operator import sub
 from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from schemas.events import DocumentUpserted
-from worker.errors import ConfigError
-from worker.ops.index_build import Far, Pace
-from worker.ops.made_up_texts import MadeUpTexts
-from worker.ops.pace import offered
+from worker.core.progress import Pace, Progress, Watch
+from worker.errors import JobFailed
+from worker.ops.offered_load import offered
+from worker.ops.synthetic_texts import SyntheticTexts
 from worker.ports import Clock
 from worker.telemetry import Counters
 from worker.telemetry.instruments import FRESHNESS_SECONDS
@@ -33,28 +34,39 @@ LOOK_SECONDS = 0.05
 SILENT_SECONDS = 120.0
 """A provider whose quota is a minute's may be silent for one."""
 
-Watch = Callable[[Far], object]
 
-
-class Look(NamedTuple):
+class Totals(NamedTuple):
     """
-    What workers have done so far, in sum; `peak_bytes` of memory is the largest one's.
+    What workers have done and used so far, in numbers that only grow and add up.
 
-    They own so many `partitions`, and `idle` of them none. `fresh` counts stored documents by
-    how late they were, in the buckets of the instrument `freshness`; `letters` are dead letters
-    by their reason.
+    `settled` are events, `embedded` chunks; `refused` are requests that were answered 429.
     """
 
-    partitions: int = 0
-    idle: int = 0
     settled: int = 0
-    letters: tuple[tuple[str, int], ...] = ()
     embedded: int = 0
     requests: int = 0
     refused: int = 0
     cpu_seconds: float = 0.0
+
+
+Lateness = tuple[int, ...]
+"""Stored documents by how late they were, in the buckets of the instrument `freshness`."""
+
+
+class Look(NamedTuple):
+    """
+    What workers are and have done so far, in sum; `peak_bytes` of memory is the largest one's.
+
+    They own so many `partitions`, and `idle` of them none. `letters` are dead letters by their
+    reason.
+    """
+
+    partitions: int = 0
+    idle: int = 0
+    letters: tuple[tuple[str, int], ...] = ()
     peak_bytes: int = 0
-    fresh: tuple[int, ...] = (0,) * (len(FRESHNESS_SECONDS) + 1)
+    totals: Totals = Totals()
+    late: Lateness = (0,) * (len(FRESHNESS_SECONDS) + 1)
 
 
 class Workers(Protocol):
@@ -65,16 +77,18 @@ class Workers(Protocol):
         Return what they have done so far.
 
         Raises:
-            ConfigError: one has ended by itself.
+            JobFailed: one has ended by itself.
         """
 
 
-class Phase(NamedTuple):
-    """What was seen in one phase: what was done in so many seconds."""
+class Measurement(NamedTuple):
+    """What was seen of one workload: what was done in so many seconds."""
 
-    name: str
+    workload: str
     seconds: float
-    used: Look
+    used: Totals
+    late: Lateness
+    peak_bytes: int
 
     @property
     def rate(self) -> float:
@@ -102,58 +116,48 @@ def look_at(
         if how == "deadlettered" and count
     ]
     requests = counters.provider_requests_total
+    totals = Totals(
+        settled=counters.documents_total,
+        embedded=counters.chunks_embedded_total,
+        requests=requests.total(),
+        refused=requests["429"],
+        cpu_seconds=cpu_seconds,
+    )
     return Look(
-        partitions,
-        int(partitions == 0),
-        counters.documents_total,
-        tuple(letters),
-        counters.chunks_embedded_total,
-        requests.total(),
-        requests["429"],
-        cpu_seconds,
-        peak_bytes,
-        tuple(counters.freshness.counts),
+        partitions=partitions,
+        idle=int(partitions == 0),
+        letters=tuple(letters),
+        peak_bytes=peak_bytes,
+        totals=totals,
+        late=tuple(counters.freshness.counts),
     )
 
 
 def summed(looks: Iterable[Look]) -> Look:
     """Return what several workers have done together."""
-    each = list(looks)
+    each = list(looks) or [Look()]
     return Look(
-        sum(one.partitions for one in each),
-        sum(one.idle for one in each),
-        sum(one.settled for one in each),
-        tuple(letter for one in each for letter in one.letters),
-        sum(one.embedded for one in each),
-        sum(one.requests for one in each),
-        sum(one.refused for one in each),
-        sum(one.cpu_seconds for one in each),
-        max((one.peak_bytes for one in each), default=0),
-        _added([one.fresh for one in each]),
+        partitions=sum(one.partitions for one in each),
+        idle=sum(one.idle for one in each),
+        letters=tuple(letter for one in each for letter in one.letters),
+        peak_bytes=max(one.peak_bytes for one in each),
+        totals=Totals(*map(sum, zip(*(one.totals for one in each), strict=True))),
+        late=tuple(map(sum, zip(*(one.late for one in each), strict=True))),
     )
 
 
-def _added(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return tuple(map(sum, zip(*rows, strict=True))) if rows else Look().fresh
-
-
-def since(first: Look, last: Look) -> Look:
+def measurement(workload: str, seconds: float, first: Look, last: Look) -> Measurement:
     """Return what was done between two looks; the peak is the later one."""
-    return Look(
-        last.partitions,
-        last.idle,
-        last.settled - first.settled,
-        last.letters,
-        last.embedded - first.embedded,
-        last.requests - first.requests,
-        last.refused - first.refused,
-        last.cpu_seconds - first.cpu_seconds,
-        last.peak_bytes,
-        tuple(b - a for a, b in zip(first.fresh, last.fresh, strict=True)),
+    return Measurement(
+        workload,
+        seconds,
+        used=Totals(*map(sub, last.totals, first.totals)),
+        late=tuple(map(sub, last.late, first.late)),
+        peak_bytes=last.peak_bytes,
     )
 
 
-def within_seconds(fresh: Sequence[int], share: float) -> float | None:
+def within_seconds(late: Sequence[int], share: float) -> float | None:
     """
     Return a bound that this share of documents did not exceed.
 
@@ -162,9 +166,9 @@ def within_seconds(fresh: Sequence[int], share: float) -> float | None:
         >>> within_seconds([50, 49, 1] + [0] * 13, 0.99)
         0.1
     """
-    wanted = share * sum(fresh) or 1
+    wanted = share * sum(late) or 1
     below = 0
-    for bound, count in zip(FRESHNESS_SECONDS, fresh[:-1], strict=True):
+    for bound, count in zip(FRESHNESS_SECONDS, late[:-1], strict=True):
         below += count
         if below >= wanted:
             return float(bound)
@@ -184,7 +188,7 @@ class Measuring:
         Return when all partitions have an owner, and all workers have some.
 
         Raises:
-            ConfigError: that takes two minutes, or a worker has ended.
+            JobFailed: that takes two minutes, or a worker has ended.
         """
         await self._until(
             lambda look: look.partitions == partitions and not look.idle,
@@ -192,26 +196,22 @@ class Measuring:
             lambda look: look.partitions / partitions,
         )
 
-    async def phase(self, name: str, events: int) -> Phase:
+    async def workload(self, name: str, events: int) -> Measurement:
         """
         Return what is seen from now on until so many events more are settled.
 
         Raises:
-            ConfigError: nothing was settled for two minutes, a worker has ended, a partition
+            JobFailed: nothing was settled for two minutes, a worker has ended, a partition
                 has another owner, or a document became a dead letter.
         """
         first, began = self._workers.look(), self._clock()
 
         def share(look: Look) -> float:
-            if look.letters:
-                why = ", ".join(f"{reason} {count}" for reason, count in look.letters)
-                raise ConfigError(f"documents become dead letters: {why}")
-            if (look.partitions, look.idle) != (first.partitions, first.idle):
-                raise ConfigError(f"a partition has lost its worker ({name}): bench again")
-            return (look.settled - first.settled) / events
+            _check_sound(name, first, look)
+            return (look.totals.settled - first.totals.settled) / events
 
         last = await self._until(lambda look: share(look) >= 1, name, share)
-        return Phase(name, self._clock() - began, since(first, last))
+        return measurement(name, self._clock() - began, first, last)
 
     async def _until(
         self, done: Callable[[Look], bool], name: str, share: Callable[[Look], float]
@@ -221,22 +221,39 @@ class Measuring:
         while not done(look):
             now = self._clock()
             left_seconds = Pace(began, 0.0).left_seconds(now, share(look))
-            self._watch(Far(name, share(look), left_seconds))
+            self._watch(Progress(name, share(look), left_seconds))
             await asyncio.sleep(LOOK_SECONDS)
             seen = self._workers.look()
             if share(seen) != share(look):
                 changed = now
             elif now - changed > SILENT_SECONDS:
-                raise ConfigError(f"nothing was done for {SILENT_SECONDS:g} s ({name})")
+                raise JobFailed(
+                    f"nothing was done for {SILENT_SECONDS:g} s ({name}): "
+                    "`embedfleet doctor` looks closer"
+                )
             look = seen
         return look
+
+
+def _check_sound(workload: str, first: Look, look: Look) -> None:
+    """
+    See that what is counted means something.
+
+    Raises:
+        JobFailed: a document became a dead letter, or a partition has another owner.
+    """
+    if look.letters:
+        why = ", ".join(f"{reason} {count}" for reason, count in look.letters)
+        raise JobFailed(f"documents become dead letters: {why}")
+    if (look.partitions, look.idle) != (first.partitions, first.idle):
+        raise JobFailed(f"a partition has lost its worker ({workload}): bench again")
 
 
 def documents(
     characters: int, count: int, *, version: int = 1, series: str = "d"
 ) -> Iterator[DocumentUpserted]:
     """Return documents of about so many characters; a series is the same every time."""
-    texts = MadeUpTexts(random.Random(f"{SEED} {series}"))  # noqa: S311 - a load, no secret
+    texts = SyntheticTexts(random.Random(f"{SEED} {series}"))  # noqa: S311 - a load, no secret
     return (
         DocumentUpserted(
             tenant=TENANT,
@@ -253,10 +270,12 @@ async def on_time(
     events: Iterable[DocumentUpserted],
     count: int,
     per_second: float,
+    *,
+    clock: Clock,
     now: Callable[[], datetime],
 ) -> AsyncIterator[DocumentUpserted]:
     """Yield so many events at this rate, each of which says when it was to be sent."""
     source, began = iter(events), now()
-    async for number in offered(count, per_second):
+    async for number in offered(count, per_second, clock):
         due = began + timedelta(seconds=number / per_second)
         yield replace(next(source), occurred_at=due)

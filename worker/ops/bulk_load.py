@@ -13,17 +13,15 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from worker.core.model import Partition
-from worker.core.vector_index import WRONG, State
+from worker.core.progress import Pace, Progress, Watch
+from worker.core.vector_index import FEW_ROWS, WRONG, State
 from worker.errors import TransientError
-from worker.ops.index_build import Far, Pace, Watch
 from worker.ports import Clock
 
 _LOOK_SECONDS = 1.0
 _NAMED_PARTITIONS = 3
 _FEW_ROWS_SHARE = 0.1
-"""Of what is to come: so many rows more are soon put into an index that is built anew."""
-NEEDED_ROWS = 10_000
-"""Fewer rows are compared within 0.1 s: readers hardly miss the index."""
+"""Of the records that wait: an index of more chunks is not worth being built anew for them."""
 
 
 class Bounds(NamedTuple):
@@ -91,7 +89,7 @@ def why_not(lag: int, threshold: int, collections: list[Loading]) -> str | None:
 
 def missed(collections: list[Loading]) -> list[Loading]:
     """Return the collections whose readers would miss their index."""
-    return [one for one in collections if one.has_index and one.rows >= NEEDED_ROWS]
+    return [one for one in collections if one.has_index and one.rows >= FEW_ROWS]
 
 
 class Load:
@@ -133,7 +131,7 @@ class Load:
                 return
             share = records / all_ if all_ else 0.0
             left_seconds = Pace(began, 0.0).left_seconds(self._clock(), share)
-            self._watch(Far("loading", share, left_seconds, _detail(left)))
+            self._watch(Progress("loading", share, left_seconds, _detail(left)))
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _patiently_done(self) -> Done:

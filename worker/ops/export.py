@@ -10,7 +10,8 @@ the rest. A digest of its documents says what a part was; no chunk is read for t
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from worker.core.exports import Checkpoint, Digest, Key, Moment, Part, Progress, Rows, Tell
+from worker.core.exports import Checkpoint, Digest, Key, Moment, Part, Rows
+from worker.core.progress import Progress, Watch
 
 
 class Snapshot(Protocol):
@@ -64,17 +65,17 @@ class Done(NamedTuple):
     kept_rows: int
 
 
-async def read(snapshot: Snapshot, folder: Folder, tell: Tell) -> Done:
+async def read(snapshot: Snapshot, folder: Folder, watch: Watch) -> Done:
     """Read what is not there yet, or is not what it was; all parts are written down then."""
     found_rows = folder.rows
-    folder.keep(await _unchanged(snapshot, folder.parts, tell))
+    folder.keep(await _unchanged(snapshot, folder.parts, watch))
     kept_rows = folder.rows
     about = await snapshot.estimate()
     after = folder.parts[-1].part.upto if folder.parts else None
 
     def take(rows: Rows) -> None:
         folder.append(rows)
-        tell(Progress("read", folder.rows, about))
+        watch(_reading(folder.rows, about))
 
     async def reached(key: Key | None) -> None:
         nonlocal after
@@ -88,10 +89,15 @@ async def read(snapshot: Snapshot, folder: Folder, tell: Tell) -> Done:
     return Done(snapshot.moment, found_rows, kept_rows)
 
 
-async def _unchanged(snapshot: Snapshot, written: Sequence[Checkpoint], tell: Tell) -> int:
+def _reading(rows: int, about: int | None) -> Progress:
+    share = min(1.0, rows / about) if about else None
+    return Progress("reading", share, detail=f"{rows:,} rows so far")
+
+
+async def _unchanged(snapshot: Snapshot, written: Sequence[Checkpoint], watch: Watch) -> int:
     """Count the parts, from the first one on, whose documents are the same in this snapshot."""
     for number, checkpoint in enumerate(written):
-        tell(Progress("compare", number, len(written)))
+        watch(Progress("comparing what is there", number / len(written)))
         if await snapshot.digest(checkpoint.part) != checkpoint.digest:
             return number
     return len(written)

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from worker.config import IndexBuildOptions
+from worker.core.index_facts import ServerResources
 from worker.core.model import Collection
 from worker.core.vector_index import (
+    FEW_ROWS,
+    MIB,
     Place,
     Places,
     State,
@@ -19,13 +22,11 @@ from worker.core.vector_index import (
     build_seconds,
     index_bytes,
     lists_for,
+    memory_bytes,
     probes_for,
     scan_seconds,
 )
 
-_MIB = 1024 * 1024
-_SLOW_SCAN_ROWS = 10_000
-"""Comparing fewer rows takes 0.1 s at most."""
 _SMALL_SHARE = 0.01
 """For ten hits of such a tenant a scan of the index passes by a thousand rows of others."""
 _LISTED_TENANTS = 5
@@ -42,15 +43,6 @@ class Advice(NamedTuple):
     why: str
     do: str = ""
     is_wrong: bool = False
-
-
-class ServerFacts(NamedTuple):
-    """What the server says of itself."""
-
-    shared_buffers_bytes: int
-    cache_bytes: int
-    maintenance_workers: int
-    parallel_workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +62,7 @@ class Situation:
     built_as: str
     rows_per_second: float | None
     tenants: list[tuple[str, float]]
-    server: ServerFacts
+    server: ServerResources
     options: IndexBuildOptions
 
     @property
@@ -136,7 +128,7 @@ def _on_good_state(one: Situation) -> Advice:
         return Advice("build nothing yet", why)
     if one.state is State.VALID:
         return Advice("nothing", f"the index is as it should be: {_wanted(one)}")
-    if one.rows < _SLOW_SCAN_ROWS:
+    if one.rows < FEW_ROWS:
         return Advice("nothing", f"it needs no index: {one.scan}")
     why = f"every search compares all rows of its tenant, or of all: {one.scan}"
     do = f"embedfleet index set {name} --index hnsw && embedfleet index build {name}"
@@ -171,8 +163,8 @@ def _on_build(one: Situation) -> Iterator[Advice]:
 
 
 def _more_memory(one: Situation) -> str:
-    enough = -(-(one.need_bytes * 11 // 10) // _MIB) + 8
-    more = f"set index.max_memory_bytes to {enough * _MIB} ({enough:,} MiB)"
+    enough = -(-memory_bytes(one.need_bytes) // MIB)
+    more = f"set index.max_memory_bytes to {enough * MIB} ({enough:,} MiB)"
     if one.need_bytes <= _CACHE_SHARE_FOR_A_BUILD * one.server.cache_bytes:
         return more
     narrower = " store as halfvec," if one.collection.storage == "vector" else ""
@@ -238,7 +230,7 @@ def _on_tenants(one: Situation) -> Iterator[Advice]:
     helped = [
         (tenant, share)
         for tenant, share in one.tenants
-        if share <= _SMALL_SHARE and share * one.rows >= _SLOW_SCAN_ROWS
+        if share <= _SMALL_SHARE and share * one.rows >= FEW_ROWS
     ]
     for tenant, share in helped[:_LISTED_TENANTS]:
         why = (
@@ -275,7 +267,7 @@ def _described(found: Places) -> str:
 
 
 def _mib(size: int) -> str:
-    return f"{-(-size // _MIB):,} MiB"
+    return f"{-(-size // MIB):,} MiB"
 
 
 def _duration(seconds: float) -> str:

@@ -10,33 +10,32 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from worker.config import IndexBuildOptions
+from worker.core.index_facts import BuildProgress, IndexFacts
 from worker.core.model import Collection
+from worker.core.progress import Pace, Progress, Watch
 from worker.core.vector_index import (
+    MIB,
     WRONG,
     Create,
     Drop,
     Place,
     Places,
-    State,
     Step,
     VectorIndex,
     build_bytes,
-    judge,
+    memory_bytes,
     steps,
 )
 from worker.errors import ConfigError, TransientError, WorkerError
 from worker.ports import Catalog, Clock
 
 _LOOK_SECONDS = 0.5
-_SHORT_SECONDS = 2.0
-"""A pace of less says nothing."""
 _FEWEST_ROWS_FOR_A_RATE = 1_000
 """A build of fewer rows says more about the server's start than about its speed."""
-_MIB = 1024 * 1024
-_LEAST_MEMORY_BYTES = 64 * _MIB
+_LEAST_MEMORY_BYTES = 64 * MIB
 """PostgreSQL's own default. It gives each process of a parallel build 32 MiB, or has fewer."""
 
 
@@ -72,14 +71,14 @@ class Builder(Protocol):
 class Indexes(Protocol):
     """The vector indexes of all collections."""
 
-    async def look(self, collection: Collection) -> Any:
-        """Return what there is: `rows`, `found`, `progress`, `holder`, and more."""
+    async def look(self, collection: Collection) -> IndexFacts:
+        """Return what there is."""
 
     async def found(self, collection: Collection) -> Places:
         """Return which indexes there are; that costs next to nothing."""
 
-    async def progress(self, collection: Collection) -> Any:
-        """Return how far a build is (`phase`, `share`), None where there is none."""
+    async def progress(self, collection: Collection) -> BuildProgress | None:
+        """Return how far a build is, None where there is none."""
 
     async def keep_rate(self, collection: Collection, rows_per_second: float) -> None:
         """Keep how fast an index was built."""
@@ -90,22 +89,6 @@ class Indexes(Protocol):
         """Be the only one who works on a collection's index."""
 
 
-class Far(NamedTuple):
-    """
-    How far a job is: what it does, how much of that is done, how long it will still take.
-
-    `share` and `left_seconds` None: not known; `detail` is what there is to say besides.
-    """
-
-    doing: str
-    share: float | None = None
-    left_seconds: float | None = None
-    detail: str = ""
-
-
-Watch = Callable[[Far], object]
-
-
 class Built(NamedTuple):
     """What was done about an index; `seconds` are those of its build, None: none was built."""
 
@@ -114,17 +97,6 @@ class Built(NamedTuple):
     rows: int | None = None
     seconds: float | None = None
     notices: tuple[str, ...] = ()
-
-
-def state_of(facts: Any) -> State:
-    """Say how the index is of which these facts are."""
-    return judge(
-        facts.collection.index,
-        facts.found,
-        facts.rows,
-        is_building=facts.progress is not None,
-        is_busy=facts.holder is not None,
-    )
 
 
 async def current(catalog: Catalog, collection: Collection) -> Collection:
@@ -145,7 +117,7 @@ async def is_due(indexes: Indexes, collection: Collection) -> bool:
     found = await indexes.found(collection)
     # Rows are counted only where there is no index that readers can use.
     has_one = Place.MAIN in found and all(there.is_valid for there in found.values())
-    return not has_one and state_of(await indexes.look(collection)) in WRONG
+    return not has_one and (await indexes.look(collection)).state in WRONG
 
 
 async def each(
@@ -160,19 +132,6 @@ async def each(
             errors.append(error)
     if errors:
         raise errors[0]
-
-
-class Pace(NamedTuple):
-    """When a phase was seen first, and how far it was then."""
-
-    at: float
-    share: float
-
-    def left_seconds(self, now: float, share: float | None) -> float | None:
-        """Return how long the rest takes at the pace since then, None where it says nothing."""
-        if share is None or share <= self.share or now - self.at < _SHORT_SECONDS:
-            return None
-        return (now - self.at) * (1 - share) / (share - self.share)
 
 
 class IndexBuild:
@@ -216,18 +175,19 @@ class IndexBuild:
             if isinstance(step, Create):
                 rows, seconds = await self._create(builder, collection, step.place)
                 built = built._replace(rows=rows, seconds=seconds)
+            elif isinstance(step, Drop):
+                self._watch(Progress("dropping an index"))
+                await builder.drop(step.place)
             else:
-                self._watch(Far(_words(step)))
-                await (
-                    builder.drop(step.place) if isinstance(step, Drop) else builder.promote()
-                )
-            built.did.append(_words(step))
+                self._watch(Progress("putting the new index in its place"))
+                await builder.promote()
+            built.did.append(_did(step))
         return built._replace(notices=tuple(builder.notices))
 
     async def _create(
         self, builder: Builder, collection: Collection, place: Place
     ) -> tuple[int, float]:
-        self._watch(Far("counting rows"))
+        self._watch(Progress("counting rows"))
         rows = await builder.count()
         memory_bytes = memory_for(self._options, collection, rows)
         began = self._clock()
@@ -246,7 +206,7 @@ class IndexBuild:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         seconds = self._clock() - began
-        self._watch(Far("analysing"))
+        self._watch(Progress("analysing"))
         await builder.analyse()
         if rows >= _FEWEST_ROWS_FOR_A_RATE:
             await self._indexes.keep_rate(collection, rows / seconds)
@@ -265,7 +225,7 @@ class IndexBuild:
                 now, share = self._clock(), progress.share
                 if progress.phase != phase:
                     phase, pace = progress.phase, Pace(now, share or 0.0)
-                self._watch(Far(progress.phase, share, pace.left_seconds(now, share)))
+                self._watch(Progress(progress.phase, share, pace.left_seconds(now, share)))
 
 
 def memory_for(options: IndexBuildOptions, collection: Collection, rows: int) -> int:
@@ -277,16 +237,16 @@ def memory_for(options: IndexBuildOptions, collection: Collection, rows: int) ->
     """
     index = collection.index
     need = build_bytes(index, rows, collection.dimensions, collection.storage)
-    wanted = max(_LEAST_MEMORY_BYTES, need + need // 10 + 8 * _MIB)
+    wanted = max(_LEAST_MEMORY_BYTES, memory_bytes(need))
     if index.kind == "ivfflat" and wanted > options.max_memory_bytes:
         raise ConfigError(
-            f"ivfflat needs {wanted // _MIB} MiB to learn the lists of {collection.name}: "
+            f"ivfflat needs {wanted // MIB} MiB to learn the lists of {collection.name}: "
             "raise index.max_memory_bytes, or give it fewer lists"
         )
     return min(wanted, options.max_memory_bytes)
 
 
-def _words(step: Step) -> str:
+def _did(step: Step) -> str:
     match step:
         case Create(Place.MAIN):
             return "built the index"

@@ -35,8 +35,8 @@ class Peer:
     A program that does the same job.
 
     `requirements` names the file of its packages, and the environment made of it. One that
-    `keeps_state` takes a folder in `BENCH_STATE`, which must be as old as its table: new for a
-    new table, the same after a restart.
+    keeps a state does so in the folder `BENCH_STATE`, which must be as old as its table: new
+    for a new table, the same after a restart.
     """
 
     name: str
@@ -44,7 +44,6 @@ class Peer:
     program: str
     requirements: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    keeps_state: bool = False
 
     def command(self, python: Path) -> list[str]:
         """Return what starts it."""
@@ -94,7 +93,6 @@ PEERS = (
         program="cocoindex_app.py",
         requirements="cocoindex",
         environment=_TUNED | {"COCOINDEX_DISABLE_USAGE_TRACKING": "1"},
-        keeps_state=True,
     ),
 )
 

@@ -6,13 +6,13 @@ Slices of one long text at random places, so that no chunk is like another one.
 
 import random
 
-SENTENCES_GO_ON = 0.8
+_SENTENCES_GO_ON = 0.8
 """Of five sentences four are followed by another one of their paragraph."""
 _CORPUS_WORDS = 200_000
 _SYLLABLES = ("ka", "lo", "mi", "ren", "tu", "sa", "vel", "or", "in", "dra", "pe", "qu", "sto")
 
 
-class MadeUpTexts:
+class SyntheticTexts:
     """Texts of any length below a million characters; the same `chance`, the same texts."""
 
     def __init__(self, chance: random.Random) -> None:
@@ -33,6 +33,6 @@ class MadeUpTexts:
         while begin < len(words):
             length = self._chance.randint(6, 24)
             text += " ".join(words[begin : begin + length]).capitalize()
-            text += ". " if self._chance.random() < SENTENCES_GO_ON else ".\n\n"
+            text += ". " if self._chance.random() < _SENTENCES_GO_ON else ".\n\n"
             begin += length
         return text.strip()
