@@ -55,7 +55,15 @@ def test_a_journal_that_is_opened_again_says_what_it_said(steps):
 
 
 def test_a_journal_without_a_whole_line_says_nothing(tmp_path):
-    for content in (b"", b"{", b"{}\n", b"\xff\n", b"[]\n" * 3):
+    for content in (
+        b"",
+        b"{",
+        b"{}\n",
+        b"\xff\n",
+        b"[]\n" * 3,
+        b'{"database":"\xff"}\n',
+        b"[" * 10**5 + b"\n",
+    ):
         (tmp_path / "journal").write_bytes(content)
         with opened(tmp_path / "journal") as file:
             journal = Journal(file)

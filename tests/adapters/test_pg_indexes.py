@@ -34,7 +34,7 @@ from worker.core.vector_index import (
     steps,
 )
 from worker.errors import ConfigError, StoreUnavailable
-from worker.ops.index_build import due
+from worker.ops.index_build import is_due
 
 pytestmark = pytest.mark.real
 
@@ -89,9 +89,11 @@ async def fill(
         )
 
 
-async def create(builder: IndexBuilder, place: Place = Place.MAIN, **how) -> None:
+async def create(
+    builder: IndexBuilder, place: Place = Place.MAIN, index: VectorIndex = INDEX, **how
+) -> None:
     await builder.create(
-        place, **({"rows": 100, "memory_bytes": 64 * MIB, "workers": None} | how)
+        place, index, **({"rows": 100, "memory_bytes": 64 * MIB, "workers": None} | how)
     )
 
 
@@ -152,16 +154,17 @@ async def test_an_index_is_built_as_it_should_be_and_readers_use_it(
     assert (before.rows, before.is_exact, before.found) == (3_000, True, {})
     assert (before.index_bytes, before.progress, before.holder) == (0, None, None)
     assert before.state is State.DUE
-    assert await due(indexes, [one, world.articles]) == [one]
+    assert await is_due(indexes, one)
+    assert not await is_due(indexes, world.articles)
     async with indexes.locked(one, "a test") as builder:
         assert await builder.count() == 3_000
-        await create(builder, rows=2_000)
+        await create(builder, index=index, rows=2_000)
         await builder.analyse()
     after = await indexes.look(one)
     assert after.found == {Place.MAIN: present}
     assert after.index_bytes > 0
     assert after.state is State.VALID
-    assert await due(indexes, [one]) == []
+    assert not await is_due(indexes, one)
     readers = Readers(world.database)
     assert await readers.is_served_by_index(one)
     recall = await readers.recall(one, 20, 5)
@@ -212,6 +215,32 @@ async def test_an_index_that_was_made_without_parameters_has_those_of_pgvector(
     assert facts.state is State.VALID
 
 
+@pytest.mark.parametrize(
+    ("definition", "kind"),
+    [
+        ("using hnsw (embedding vector_l2_ops)", "hnsw (embedding vector_l2_ops)"),
+        (
+            "using hnsw (embedding vector_cosine_ops) where tenant = 'acme'",
+            "hnsw (embedding vector_cosine_ops) WHERE (tenant = 'acme'::text)",
+        ),
+        (
+            "using btree (seq) with (deduplicate_items = off)",
+            "btree (seq) WITH (deduplicate_items=off)",
+        ),
+    ],
+)
+async def test_an_index_of_our_name_and_another_shape_is_another_index(
+    definition, kind, world: PostgresWorld, indexes: PostgresIndexes
+) -> None:
+    """It serves none of the readers' queries, however it is called."""
+    one = await collection(world, VectorIndex())
+    table = table_of(one)
+    await world.fetch(f"create index {table}_embedding on {table} {definition}")
+    facts = await indexes.look(one)
+    assert facts.found == {Place.MAIN: Present(kind)}
+    assert facts.state is State.DIFFERS
+
+
 async def test_an_index_of_somebody_elses_is_not_ours(
     world: PostgresWorld, indexes: PostgresIndexes
 ) -> None:
@@ -232,7 +261,7 @@ async def test_an_index_is_replaced_while_the_one_before_serves(
     other = await world.catalog.set_index(one, replace(INDEX, m=6))
     assert (await indexes.look(other)).state is State.DIFFERS
     async with indexes.locked(other, "a test") as builder:
-        await create(builder, Place.NEXT)
+        await create(builder, Place.NEXT, other.index)
         new = GOOD._replace(m=6)
         assert await indexes.found(other) == {Place.MAIN: GOOD, Place.NEXT: new}
         await builder.drop(Place.MAIN)
@@ -248,7 +277,7 @@ async def test_a_build_that_is_cancelled_ends_on_the_server_and_leaves_what_can_
     facts = await indexes.look(one)
     assert (facts.found, facts.progress, facts.holder) == ({Place.MAIN: BROKEN}, None, None)
     assert facts.state is State.INVALID
-    assert await due(indexes, [one]) == [one]
+    assert await is_due(indexes, one)
     async with indexes.locked(one, "a test") as builder:
         for step in steps(one.index, facts.found):
             await (create if isinstance(step, Create) else IndexBuilder.drop)(
@@ -472,6 +501,9 @@ async def test_a_collection_whose_table_is_gone_is_named(
     await world.fetch(f"drop table {table_of(one)} cascade")
     with pytest.raises(StoreUnavailable, match=table_of(one)):
         await indexes.look(one)
+    with pytest.raises(ConfigError, match=f"table {table_of(one)} of wiki is missing"):
+        async with indexes.locked(one, "a test"):
+            """Nobody comes here."""
 
 
 async def test_the_server_tells_what_a_build_depends_on(indexes: PostgresIndexes) -> None:

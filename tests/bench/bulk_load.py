@@ -152,7 +152,11 @@ async def without_index(server: EmbeddedPostgres, pool: Pool) -> Run:
         writes = list(_writes(one, pool))
         indexes = PostgresIndexes(one.database)
         build = IndexBuild(
-            indexes, IndexBuildOptions(), clock=time.monotonic, watch=lambda _: None
+            indexes,
+            PostgresCatalog(one.database),
+            IndexBuildOptions(),
+            clock=time.monotonic,
+            watch=lambda _: None,
         )
 
         async def load() -> None:

@@ -325,6 +325,21 @@ async def test_a_full_disk_is_told_and_the_export_goes_on_when_there_is_room(
     await check_shows(docs)
 
 
+@pytest.mark.real
+async def test_a_lost_connection_is_told_and_the_export_goes_on(
+    docs, embedfleet_beside, small_parts
+):
+    ended = await ended_by("LOST", 4)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[1:] == [
+        "ended; what was written down stays, and the same command goes on from there",
+        "embedfleet: PostgreSQL has ended the connection (`embedfleet doctor` looks closer)",
+    ]
+    again = await embedfleet_beside(*EXPORT, "--json")
+    assert (again.code, again.json["kept_rows"] > 0) == (0, True)
+    await check_shows(docs)
+
+
 # ---- without a server ----
 
 

@@ -168,6 +168,40 @@ async def test_an_index_is_dropped_for_good_and_only_with_yes(
     assert (back.json["index"]["m"], back.json["state"]) == (4, "due")
 
 
+async def test_a_drop_that_was_ended_half_way_is_repaired(docs, migrated, embedfleet_beside):
+    """It leaves an index that is not valid, where there should be none."""
+    for repair in (("docs",), ("--due",)):
+        await embedfleet_beside("index", "set", "docs", "--index", "hnsw")
+        await embedfleet_beside("index", "build", "docs")
+        await embedfleet_beside("index", "set", "docs", "--index", "none")
+        async with migrated.connection() as connection:
+            await connection.execute(
+                "update pg_index set indisvalid = false"
+                " where indexrelid = 'chunk_1_1_embedding'::regclass"
+            )
+        status = await embedfleet_beside("index", "status")
+        assert (status.code, "`embedfleet index build docs`" in status.err) == (1, True)
+        ended = await embedfleet_beside("index", "build", *repair)
+        assert (ended.code, ended.err) == (
+            0,
+            "docs: dropping an index\ndocs: dropped the index\n",
+        )
+        assert await found(migrated) == {}
+
+
+async def test_one_whose_index_cannot_be_built_keeps_no_other_from_its_own(
+    docs, migrated, embedfleet_beside
+):
+    assert (await embedfleet_beside(*CREATE[:2], "a-first", *CREATE[3:], *SMALL)).code == 0
+    await fill(migrated, "a-first")
+    async with migrated.connection() as connection:
+        await connection.execute("create table chunk_2_1_embedding ()")
+    ended = await embedfleet_beside("index", "build", "--due")
+    assert (ended.code, '"chunk_2_1_embedding" already exists' in ended.err) == (2, True)
+    assert await found(migrated) == {Place.MAIN: GOOD}
+    assert await found(migrated, "a-first") == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,6 +1,9 @@
-"""How far a job is, as a user is told where there is no terminal."""
+"""How far a job is, as a user is told with a terminal and without one."""
 
-from worker.cli.progress import Lines, told
+import io
+import sys
+
+from worker.cli.progress import Lines, told, watched
 from worker.core.progress import Progress
 
 
@@ -24,3 +27,21 @@ def test_lines_tell_of_each_phase_and_each_tenth_of_it(capsys):
         "docs: scanning 50%",
     ]
     assert told(Progress("loading", 0.5, 61.2)) == "50%, 1:01 left"
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_others_call_themselves_is_shown_as_it_is(monkeypatch):
+    """A build waits for transactions of anybody, and names them."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    waiting = "waiting for old snapshots (PostgreSQL's process 1, [/red] [b]report[/b])"
+    with watched() as watch:
+        watch("docs", Progress(waiting))
+    assert "[/red] [b]report[/b]" in terminal.getvalue()

@@ -10,7 +10,7 @@ logs can reach, so the sequences of deliveries are exhausted, redeliveries inclu
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from itertools import chain, combinations, product
 from typing import NamedTuple
@@ -474,6 +474,31 @@ def test_an_upsert_carries_what_its_event_says():
     )
     assert change.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert change.occurred_at_ms == 1_714_566_600_250
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("9999-12-31T23:59:59.999999+00:00", "9999-12-31T23:59:59.999000+00:00"),
+        ("9999-12-31T23:59:59-12:00", "9999-12-31T23:59:59.999000+00:00"),
+        ("0001-01-01T00:00:00+12:00", "0001-01-01T00:00:00+00:00"),
+        ("2024-05-01T12:30:00.2504+00:00", "2024-05-01T12:30:00.250000+00:00"),
+    ],
+)
+def test_when_it_occurred_is_a_time_that_readers_can_hold(said, kept):
+    """PostgreSQL has later and earlier years; clients, Parquet and RFC 3339 have not."""
+    event = DocumentUpserted(
+        tenant="tenant",
+        collection="articles",
+        id="a",
+        version=1,
+        text="x",
+        occurred_at=datetime.fromisoformat(said),
+    )
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    change = decide(work(event), Base())
+    stored_at = epoch + timedelta(milliseconds=change.occurred_at_ms)
+    assert stored_at == datetime.fromisoformat(kept)
 
 
 def test_a_delete_carries_what_its_event_says():

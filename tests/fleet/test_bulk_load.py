@@ -201,7 +201,7 @@ async def nobody_holds_the_lock(fleet: Fleet) -> bool:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 async def test_a_load_that_is_ended_half_built_is_gone_on_with(loading, number) -> None:
     fleet = await loading()
     other = await asyncpg.connect(fleet.database.url)
@@ -212,11 +212,25 @@ async def test_a_load_that_is_ended_half_built_is_gone_on_with(loading, number) 
         await fleet.until(lambda: waits_for_us(fleet, "waiting for old snapshots"))
         first.signal(number)
         assert await first.ended() == (-9 if number == signal.SIGKILL else 130), said(first)
+        assert ("call it again" in said(first)) == (number != signal.SIGKILL)
         await fleet.until(lambda: nobody_holds_the_lock(fleet))
         assert not await has_valid_index(fleet)
     await other.close()
     assert await fleet.committed() == await fleet.ends()
     await ends_well(fleet, await bulk(fleet))
+
+
+async def test_a_load_builds_the_index_that_was_asked_for_while_it_loaded(loading) -> None:
+    fleet = await loading()
+    fleet.provider.latency_seconds = 0.1
+    process = await bulk(fleet, **SLOWLY)
+    await fleet.until(lambda: is_dropped(fleet))
+    await fleet.sql.execute("update collection set index_m = 6")
+    assert await process.ended() == 0, said(process)
+    options = await fleet.sql.fetchval(
+        "select reloptions from pg_class where relname = 'chunk_1_1_embedding'"
+    )
+    assert options == ["m=6", "ef_construction=16"]
 
 
 async def test_what_a_killed_load_leaves_is_finished_by_ordinary_workers(loading) -> None:
@@ -260,6 +274,23 @@ async def test_a_halted_partition_is_not_waited_for_and_is_told(loading) -> None
     assert await process.ended() == 1, said(process)
     assert re.search(
         rf"{fleet.topic}/0 is halted, \d+ records are left: .*re-created", said(process)
+    )
+    assert await has_valid_index(fleet)
+
+
+async def test_the_records_of_a_topic_that_was_created_again_are_not_taken_for_done(
+    loading,
+) -> None:
+    """However many of them there are: the table is as far as that in another log."""
+    fleet = await loading(partitions=1)
+    worker = await fleet.start(**NO_UPKEEP)
+    await fleet.settled()
+    assert await fleet.stop(worker) == 0
+    await fleet.sql.execute("update partition_progress set topic_id = gen_random_uuid()")
+    process = await bulk(fleet)
+    assert await process.ended() == 1, said(process)
+    assert f"{fleet.topic}/0 is halted, 300 records are left: the topic was re-cr" in said(
+        process
     )
     assert await has_valid_index(fleet)
 

@@ -182,6 +182,14 @@ async def test_a_line_of_the_journal_that_was_cut_off_anywhere_tells_nothing(tmp
         check_holds(copy, DOCUMENTS)
 
 
+async def test_a_manifest_that_cannot_be_read_before_it_is_in_its_place_is_made_anew(tmp_path):
+    assert await killed(tmp_path, MemorySnapshot(DOCUMENTS), after=9)
+    (tmp_path / "unfinished" / "manifest.json").write_bytes(b"\0" * 100)
+    done = await exported(tmp_path, MemorySnapshot(DOCUMENTS))
+    assert done.kept_rows > 0
+    check_holds(tmp_path, DOCUMENTS)
+
+
 # ---- what is there already ----
 
 
@@ -230,9 +238,17 @@ async def test_one_that_has_written_nothing_down_stands_in_nobodys_way(tmp_path)
     check_holds(tmp_path, DOCUMENTS)
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "rows.jsonl", "rows.parquet", "manifest.json"])
-async def test_a_file_of_somebody_else_is_not_replaced_unasked(name, tmp_path):
-    (tmp_path / name).write_text("mine")
+@pytest.mark.parametrize(
+    ("name", "mine"),
+    [
+        *((name, b"mine") for name in ("vectors.npy", "rows.jsonl", "rows.parquet")),
+        ("manifest.json", b"mine"),
+        ("manifest.json", b'{"database": "\xff"}'),
+        ("manifest.json", b'{"database": ' + b"[" * 10**5),
+    ],
+)
+async def test_a_file_of_somebody_else_is_not_replaced_unasked(name, mine, tmp_path):
+    (tmp_path / name).write_bytes(mine)
     (tmp_path / "notes.txt").write_text("mine too")
     with pytest.raises(ConfigError, match=f"{name}, of no export that can be read"):
         await exported(tmp_path, MemorySnapshot(DOCUMENTS))
@@ -311,7 +327,10 @@ def test_all_is_for_the_owner_alone(tmp_path):
     check_sums(tmp_path / "out")
 
 
-@pytest.mark.parametrize(("place", "words"), [("file", "is no folder"), ("file/in", "written")])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("file", "is no folder"), ("file/in", "written"), ("x" * 300, "File name too long")],
+)
 def test_a_place_where_nothing_can_be_written_is_named(place, words, tmp_path):
     (tmp_path / "file").write_text("")
     with (
@@ -319,3 +338,30 @@ def test_a_place_where_nothing_can_be_written_is_named(place, words, tmp_path):
         ExportFolder.open(tmp_path / place, SUBJECT, force=False),
     ):
         raise AssertionError
+
+
+@pytest.mark.parametrize("there", ["unfinished", "unfinished/vectors.npy"])
+def test_a_link_to_another_place_is_not_followed(there, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    with ExportFolder.open(out, SUBJECT, force=False) as folder:
+        folder.write_down(Part(None, None), (0, 0))
+    moved = (out / there).rename(elsewhere)
+    before = {path: path.stat().st_mtime_ns for path in (moved, *moved.rglob("*"))}
+    (out / there).symlink_to(moved)
+    with (
+        pytest.raises(ConfigError, match=f"out/{there} .*link"),
+        ExportFolder.open(out, SUBJECT, force=False),
+    ):
+        raise AssertionError
+    assert before == {path: path.stat().st_mtime_ns for path in (moved, *moved.rglob("*"))}
+
+
+async def test_what_stands_in_a_files_place_is_named(tmp_path):
+    out = tmp_path / "out"
+    (out / "vectors.npy").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"out/vectors.npy cannot be written: Is a directory"):
+        await exported(out, MemorySnapshot({}), force=True)
+    (out / "vectors.npy").rmdir()
+    with pytest.raises(ConfigError, match="a finished export"):
+        await exported(out, MemorySnapshot({}))
+    check_holds(out, {})

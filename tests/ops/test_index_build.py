@@ -10,7 +10,7 @@ from tests.support.works import collection
 from worker.config import IndexBuildOptions
 from worker.core.index_facts import BuildProgress
 from worker.core.progress import Progress
-from worker.core.vector_index import Place, Places, Present, VectorIndex
+from worker.core.vector_index import NO_INDEX, Place, Places, Present, VectorIndex
 from worker.errors import ConfigError, StoreUnavailable
 from worker.ops.index_build import Built, IndexBuild, memory_for
 
@@ -38,6 +38,7 @@ class Server:
     script: list[BuildProgress | Exception | None] = field(default_factory=list)
     error: Exception | None = None
     notices: list[str] = field(default_factory=list)
+    wanted: VectorIndex = DOCS.index
     calls: list[object] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
@@ -49,6 +50,9 @@ class Server:
         self.calls.append(("locked", one.name, application))
         yield self
         self.calls.append("unlocked")
+
+    async def collection(self, name):
+        return replace(DOCS, name=name, index=self.wanted)
 
     async def found(self, _):
         return dict(self.there)
@@ -69,7 +73,7 @@ class Server:
     async def count(self):
         return self.rows
 
-    async def create(self, place, *, rows, memory_bytes, workers):
+    async def create(self, place, _, *, rows, memory_bytes, workers):
         self.calls.append(("create", place, rows, memory_bytes, workers))
         if self.error is not None:
             raise self.error
@@ -95,7 +99,7 @@ def _at_once(monkeypatch):
 
 async def run(server: Server, *, options=OPTIONS, **how) -> tuple[Built, list[Progress]]:
     told: list[Progress] = []
-    build = IndexBuild(server, options, clock=server.clock, watch=told.append)
+    build = IndexBuild(server, server, options, clock=server.clock, watch=told.append)
     return await build.run(DOCS, by="a test", **how), told
 
 
@@ -124,6 +128,13 @@ async def test_what_is_as_it_should_be_is_left_alone():
     built, told = await run(one)
     assert built == Built("docs", [])
     assert (told, one.rates) == ([], [])
+
+
+async def test_what_it_should_be_is_what_was_said_last():
+    """Who waits for the lock of an hour's build has an old collection in his hands."""
+    one = server(there={Place.MAIN: GOOD}, wanted=NO_INDEX)
+    built, _ = await run(one)
+    assert built.did == ["dropped the index"]
 
 
 async def test_a_rebuild_exchanges_it():

@@ -2,8 +2,8 @@
 `embedfleet` in a process to which something happens in the middle of an export.
 
 `python -m tests.support.dying_export SIGKILL 3 export ...`: a signal when it writes rows the
-third time; `ENOSPC`: the system takes no more. Slices and parts are small, so that there are
-many in little.
+third time; `ENOSPC`: the system takes no more; `LOST`: a connection is. Slices and parts are
+small, so that there are many in little.
 """
 
 import errno
@@ -14,6 +14,7 @@ from itertools import count
 
 from worker.__main__ import main
 from worker.adapters import export_folder, pg_export
+from worker.errors import StoreUnavailable
 
 ROWS_OF_A_SLICE = 3
 
@@ -34,6 +35,8 @@ if __name__ == "__main__":
             return
         if name in signal.Signals.__members__:
             os.kill(os.getpid(), signal.Signals[name])
+        elif name == "LOST":
+            raise StoreUnavailable("PostgreSQL has ended the connection")
         else:
             code = getattr(errno, name)
             raise OSError(code, os.strerror(code))

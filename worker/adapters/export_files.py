@@ -12,12 +12,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import numpy as np
 from numpy.lib import format as npy
 
 from worker.core.exports import ExportFile, Rows, Subject
 from worker.core.progress import Progress, Watch
 from worker.errors import ConfigError
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What JSON can raise that a kill, a disk or somebody else has broken."""
 
 _BLOCK_BYTES = 2**20
 
@@ -35,14 +39,15 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        place = error.filename or path
-        raise ConfigError(f"{place} cannot be written: {error.strerror}") from error
+        place = error.filename2 or error.filename or path
+        raise ConfigError(f"{place} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read and to write, new or as it is."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Open a file to read and to write, new or as it is; a link is not followed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
     file = os.fdopen(descriptor, "r+b")
     try:
         yield file

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from worker.adapters.export_files import (
+    UNREADABLE,
     GrowingFiles,
     flush_names,
     opened,
@@ -84,10 +85,10 @@ class ExportFolder:
         Raises:
             ConfigError: another one is there or is being written, or nothing can be.
         """
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is no folder")
         with ExitStack() as stack:
             with writing(path):
+                if path.exists() and not path.is_dir():
+                    raise ConfigError(f"{path} is no folder")
                 _publish_what_is_whole(path)
                 if not force and not (path / UNFINISHED).exists():
                     _check(path, subject, None)
@@ -167,7 +168,10 @@ class ExportFolder:
 def _publish(path: Path) -> None:
     """Give the files of an export their places; begun again, it goes on wherever it was."""
     unfinished = path / UNFINISHED
-    manifest = msgspec.json.decode((unfinished / MANIFEST).read_bytes(), type=Manifest)
+    manifest = _manifest(unfinished)
+    if manifest is None:
+        (unfinished / MANIFEST).unlink()
+        return
     (path / MANIFEST).unlink(missing_ok=True)
     flush_names(path)
     for name in NAMES:
@@ -202,10 +206,7 @@ def _check(path: Path, subject: Subject, unfinished: Subject | None) -> None:
     Raises:
         ConfigError: says what it is.
     """
-    try:
-        finished = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        finished = None
+    finished = _manifest(path)
     why_not = objection(subject, unfinished, finished)
     strange = [name for name in (MANIFEST, *NAMES) if (path / name).exists()]
     if strange and finished is None and unfinished is None:
@@ -214,10 +215,20 @@ def _check(path: Path, subject: Subject, unfinished: Subject | None) -> None:
         raise ConfigError(f"{path} holds {why_not}; --force replaces it")
 
 
+def _manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in a folder, None where there is none that can be read."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (FileNotFoundError, *UNREADABLE):
+        return None
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let nobody else write into a folder, which is made where it is missing."""
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink():  # what is written elsewhere cannot be put in its place
+        raise ConfigError(f"{folder} is a link to another place")
     with opened(folder / _LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

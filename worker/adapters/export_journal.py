@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from worker.adapters.export_files import flush
+from worker.adapters.export_files import UNREADABLE, flush
 from worker.core.exports import Checkpoint, Subject
 
 _Line = Subject | Checkpoint
@@ -78,5 +78,5 @@ def _understood(file: BinaryIO) -> Iterator[tuple[_Line, int]]:
                 yield msgspec.json.decode(line, type=Subject), end
             else:
                 yield msgspec.json.decode(line, type=Checkpoint), end
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             return

@@ -8,6 +8,7 @@ the broker refuses what comes from outside of a living group.
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Self
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import for_code
@@ -16,6 +17,7 @@ from worker.adapters import kafka_internals
 from worker.adapters.kafka_admin import opened_admin
 from worker.adapters.kafka_client import client_arguments
 from worker.adapters.kafka_errors import translated
+from worker.adapters.kafka_topic_ids import topic_ids
 from worker.config import KafkaOptions
 from worker.core.model import Partition
 
@@ -76,6 +78,11 @@ class KafkaGroup:
             first = await self._consumer.beginning_offsets([place])
             end = await self._consumer.end_offsets([place])
         return first[place], end[place]
+
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, UUID]:
+        """Return the ids of topics, without those whose id no broker tells."""
+        with translated():
+            return await topic_ids(self._consumer, topics)
 
     async def ends(self, partitions: Collection[Partition]) -> dict[Partition, int]:
         """Return where the logs end, of partitions there are."""

@@ -12,16 +12,17 @@ nobody is there any more. What is left then is an index that is not valid, which
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
 
 from worker.adapters.pg_client import Connection, Database, unhurried
 from worker.adapters.pg_documents import chunk_table, index_name
-from worker.adapters.pgvector_format import index_definition
+from worker.adapters.pgvector_format import index_definition, index_operators
 from worker.core.index_facts import BuildProgress, Holder, IndexFacts, ServerResources
 from worker.core.model import Collection
-from worker.core.vector_index import Place, Places, Present
+from worker.core.vector_index import Place, Places, Present, VectorIndex
 from worker.errors import ConfigError
 
 EXACT_ROWS = 100_000
@@ -32,15 +33,19 @@ _LOCK_CLASS = 720_368_522
 _LOCK_PATIENCE_SECONDS = 5.0
 _LOCK_LOOK_SECONDS = 0.2
 
-# What pgvector takes where an index names none.
-_DEFAULTS = {"m": 16, "ef_construction": 64, "lists": 100}
+# Of each kind, with what pgvector takes where an index names none.
+_PARAMETERS = {"hnsw": {"m": 16, "ef_construction": 64}, "ivfflat": {"lists": 100}}
 
 _INDEXES = """
 select i.relname as name, m.amname as kind, x.indisvalid and x.indisready as is_valid,
-       i.reloptions as options, pg_relation_size(i.oid) as bytes
+       i.reloptions as options, pg_relation_size(i.oid) as bytes,
+       a.attname = 'embedding' and o.opcname = $3 and x.indpred is null as serves,
+       pg_get_indexdef(i.oid) as definition
 from pg_index x
 join pg_class i on i.oid = x.indexrelid
 join pg_am m on m.oid = i.relam
+join pg_opclass o on o.oid = x.indclass[0]
+left join pg_attribute a on a.attrelid = x.indrelid and a.attnum = x.indkey[0]
 where x.indrelid = to_regclass($1) and i.relname = any ($2)
 """
 _SIZE = """
@@ -94,7 +99,7 @@ class PostgresIndexes:
             size = await connection.fetchrow(
                 _SIZE.format(table=table), table, EXACT_ROWS + 1, collection.id
             )
-            rows = await connection.fetch(_INDEXES, table, _names(table))
+            rows = await _indexes(connection, collection)
             progress = await connection.fetchrow(_PROGRESS, table, _names(table))
             holder = await connection.fetchrow(_HOLDER, table)
         is_exact = size["counted"] <= EXACT_ROWS
@@ -114,7 +119,7 @@ class PostgresIndexes:
         """Return which indexes there are; that costs next to nothing."""
         table = table_of(collection)
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_INDEXES, table, _names(table))
+            rows = await _indexes(connection, collection)
         return _places(table, rows)
 
     async def progress(self, collection: Collection) -> BuildProgress | None:
@@ -146,7 +151,7 @@ class PostgresIndexes:
         """
         async with unhurried(self._database.options, application) as connection:
             await _settle_in(connection)
-            if not await _take_lock(connection, table_of(collection)):
+            if not await _take_lock(connection, collection):
                 raise ConfigError(await self._busy(collection))
             yield IndexBuilder(connection, collection, self._database.options.schema)
 
@@ -188,7 +193,13 @@ class IndexBuilder:
         return count
 
     async def create(
-        self, place: Place, *, rows: int, memory_bytes: int, workers: int | None
+        self,
+        place: Place,
+        index: VectorIndex,
+        *,
+        rows: int,
+        memory_bytes: int,
+        workers: int | None,
     ) -> None:
         """
         Build an index on the living table.
@@ -204,9 +215,10 @@ class IndexBuilder:
         await self._set("min_parallel_table_scan_size", "0")
         if workers is not None:
             await self._set("max_parallel_maintenance_workers", str(workers))
+        definition = index_definition(replace(self._collection, index=index), rows)
         statement = (
             f"create index concurrently {index_name(self._table, place)} on "
-            f'"{self._schema}".{self._table} {index_definition(self._collection, rows)}'
+            f'"{self._schema}".{self._table} {definition}'
         )
         try:
             await self._connection.execute(statement)
@@ -247,6 +259,10 @@ def table_of(collection: Collection) -> str:
     return chunk_table(collection.id, collection.generation)
 
 
+def _missing(collection: Collection) -> ConfigError:
+    return ConfigError(f"the table {table_of(collection)} of {collection.name} is missing")
+
+
 async def _settle_in(connection: Connection) -> None:
     # What is built or dropped concurrently waits for the transactions of others, for as long as
     # these last, and holds nobody up meanwhile; between two steps a lock is held idly.
@@ -255,8 +271,11 @@ async def _settle_in(connection: Connection) -> None:
         await connection.execute("set client_connection_check_interval = '1s'")
 
 
-async def _take_lock(connection: Connection, table: str) -> bool:
+async def _take_lock(connection: Connection, collection: Collection) -> bool:
     """Take the lock; whoever had it and was killed gives it up within a second or two."""
+    table = table_of(collection)
+    if await connection.fetchval("select to_regclass($1) is null", table):
+        raise _missing(collection)
     with suppress(TimeoutError):
         async with asyncio.timeout(_LOCK_PATIENCE_SECONDS):
             while not await connection.fetchval(_TAKE_LOCK, table):  # noqa: ASYNC110 - the server's
@@ -269,18 +288,25 @@ def _names(table: str) -> list[str]:
     return [index_name(table, place) for place in Place]
 
 
+async def _indexes(connection: Connection, collection: Collection) -> Any:
+    table = table_of(collection)
+    return await connection.fetch(_INDEXES, table, _names(table), index_operators(collection))
+
+
 def _places(table: str, rows: Any) -> Places:
     main = index_name(table)
     return {Place(row["name"].removeprefix(main)): _present(row) for row in rows}
 
 
 def _present(row: Any) -> Present:
-    options = _DEFAULTS | {
-        name: int(value)
-        for name, _, value in (option.partition("=") for option in row["options"] or ())
+    if row["kind"] not in _PARAMETERS or not row["serves"]:
+        # Whoever made it: no query of readers uses it.
+        words = row["definition"].partition(" USING ")[2]
+        return Present(words, is_valid=row["is_valid"])
+    said = dict(option.split("=", 1) for option in row["options"] or ())
+    parameters = {
+        name: int(said.get(name, default)) for name, default in _PARAMETERS[row["kind"]].items()
     }
-    names = ("lists",) if row["kind"] == "ivfflat" else ("m", "ef_construction")
-    parameters = {name: options[name] for name in names}
     return Present(row["kind"], is_valid=row["is_valid"], **parameters)
 
 

@@ -9,14 +9,14 @@ workers do it; its new epoch fences whoever worked under the old one.
 
 from datetime import datetime
 from typing import NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from worker.adapters.pg_client import Database
 from worker.adapters.pg_statements import LOCK_CLAIM
 
 _LIST = """
 select c.topic, c.partition, c.epoch, c.owner, c.claimed_at, c.incarnation,
-       p.next_offset, p.updated_at, h.problem as held_because,
+       p.next_offset, p.topic_id, p.updated_at, h.problem as held_because,
        h.resumed_at is not null as is_resumed,
        coalesce(k.unclean_ends, 0) as unclean_ends, k.start_offset, k.suspect_offset
 from partition_claim c
@@ -47,6 +47,8 @@ class PartitionProgress(NamedTuple):
     """
     One partition as the tables know it; `next_offset` None: nothing was read yet.
 
+    `topic_id` is of the log that was read, None where the broker tells no ids.
+
     `held_because` is set while it is held, `is_resumed` once an operator has said that it
     should go on. `unclean_ends` are those of its owners at `start_offset`, `suspect_offset` the
     record that was alone in flight at the last one.
@@ -59,6 +61,7 @@ class PartitionProgress(NamedTuple):
     claimed_at: datetime
     incarnation: int
     next_offset: int | None
+    topic_id: UUID | None
     updated_at: datetime | None
     held_because: str | None
     is_resumed: bool

@@ -114,12 +114,16 @@ def check_index(index: VectorIndex) -> None:
 def index_definition(collection: Collection, rows: int) -> str:
     """Return what stands behind `create index ... on ...`, for a table of so many rows."""
     index = collection.index
-    operators = f"{collection.storage}_{_OPERATOR_CLASSES[collection.metric]}"
     if index.kind == "ivfflat":
         parameters = f"lists = {index.lists or lists_for(rows)}"
     else:
         parameters = f"m = {index.m}, ef_construction = {index.ef_construction}"
-    return f"using {index.kind} (embedding {operators}) with ({parameters})"
+    return f"using {index.kind} (embedding {index_operators(collection)}) with ({parameters})"
+
+
+def index_operators(collection: Collection) -> str:
+    """Return the operator class of an index that serves its readers."""
+    return f"{collection.storage}_{_OPERATOR_CLASSES[collection.metric]}"
 
 
 def is_same(collection: Collection, other: Collection) -> bool:

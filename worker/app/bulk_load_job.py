@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
+from uuid import UUID
 
 from worker.adapters.kafka_group import KafkaGroup
 from worker.adapters.kafka_topics import Topics
@@ -27,14 +28,14 @@ from worker.app.observation import Observation
 from worker.app.process import stopped_by_signals
 from worker.app.worker import work
 from worker.config import KafkaOptions, Settings
-from worker.core.lifecycle import Lives, Phase
+from worker.core.lifecycle import Lives, Phase, other_topic
 from worker.core.model import Collection, Partition
 from worker.core.progress import Progress, WatchEach
 from worker.errors import ConfigError
 from worker.ops import bulk_load
 from worker.ops import search as searching
 from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading
-from worker.ops.index_build import Built, IndexBuild
+from worker.ops.index_build import Built, IndexBuild, current
 
 BY = "embedfleet bulk-load"
 
@@ -75,9 +76,9 @@ async def run(settings: Settings, asked: Asked, watch: WatchEach) -> Loaded:
         ConfigError: somebody else works on an index, or a worker cannot start like this.
         StoreUnavailable: it was ended; calling it again goes on.
     """
-    goal = await _goal(settings.kafka)
+    goal, topic_ids = await _goal(settings.kafka)
     async with opened(settings.database) as database, AsyncExitStack() as stack:
-        job = _Job(settings, database, watch)
+        job = _Job(settings, database, topic_ids, watch)
         indexed = await job.indexed(asked.names)
         lag = sum(bulk_load.left_of(goal, await job.done()).values())
         refused = _refused(asked, lag, [one for _, one in indexed])
@@ -108,8 +109,8 @@ def _refused(asked: Asked, lag: int, loading: list[Loading]) -> Loaded | None:
     return None
 
 
-async def _goal(options: KafkaOptions) -> Goal:
-    """Return the bounds of all partitions as they are now."""
+async def _goal(options: KafkaOptions) -> tuple[Goal, Mapping[str, UUID]]:
+    """Return the bounds of all partitions as they are now, and the ids of their topics."""
     found = await Topics(options).describe()
     if missing := [name for name in options.topics if name not in found]:
         raise ConfigError(f"there is no topic {missing[0]!r}: run `embedfleet topics create`")
@@ -119,14 +120,22 @@ async def _goal(options: KafkaOptions) -> Goal:
         for number in range(found[name].partitions)
     ]
     async with KafkaGroup.open(options, committed_only=True) as group:
-        return {place: Bounds(*await group.bounds(place)) for place in places}
+        goal = {place: Bounds(*await group.bounds(place)) for place in places}
+        return goal, await group.topic_ids(options.topics)
 
 
 class _Job:
     """The parts of one load."""
 
-    def __init__(self, settings: Settings, database: Database, watch: WatchEach) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        topic_ids: Mapping[str, UUID],
+        watch: WatchEach,
+    ) -> None:
         self._settings = settings
+        self._topic_ids = topic_ids
         self._watch = watch
         self._catalog = PostgresCatalog(database)
         self._progress = PostgresProgress(database)
@@ -146,9 +155,13 @@ class _Job:
         ]
 
     async def done(self) -> Done:
-        """Return how far the table is with each partition."""
+        """Return how far the table is with each partition, of which it knows this log."""
         known = await self._progress.partitions(self._settings.kafka.group)
-        return {Partition(one.topic, one.partition): one.next_offset for one in known}
+        return {
+            Partition(one.topic, one.partition): one.next_offset
+            for one in known
+            if other_topic(one.topic_id, self._topic_ids.get(one.topic)) is None
+        }
 
     async def drop(self, collection: Collection, builder: IndexBuilder) -> None:
         """Drop the index that is there, or what is left of one."""
@@ -173,18 +186,23 @@ class _Job:
             worker.runner.beside.append(load.run)
             loads.append(load)
 
-        with stopped_by_signals(stop, settings.kafka.drain_seconds):
+        with stopped_by_signals(stop, settings.kafka.drain_seconds) as was_signalled:
             await work(settings, stop, watch_goal)
-        return loads[0].ended if loads else None
+            if was_signalled() or not loads:
+                return None
+        return loads[0].ended
 
     async def build(self, collection: Collection, builder: IndexBuilder) -> Built:
         """Build the index that the collection should have by now."""
         build = IndexBuild(
             self.indexes,
+            self._catalog,
             self._settings.index,
             clock=time.monotonic,
             watch=partial(self._watch, collection.name),
         )
+        # A load takes its time, in which it may be said anew what index there should be.
+        collection = await current(self._catalog, collection)
         facts = await self.indexes.look(collection)
         if not facts.found and facts.rows < (rows := collection.index.build_at_rows):
             return Built(

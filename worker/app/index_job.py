@@ -21,7 +21,7 @@ from worker.core.vector_index import State, VectorIndex
 from worker.errors import ConfigError
 from worker.ops import search as searching
 from worker.ops.index_advice import Advice, Situation, advise_on
-from worker.ops.index_build import Built, IndexBuild, due
+from worker.ops.index_build import Built, IndexBuild, current, each, is_due
 
 BUILDER = "embedfleet index build"
 DROPPER = "embedfleet index drop"
@@ -90,24 +90,35 @@ async def build(
     Raises:
         ConfigError: a collection should have none, or somebody else is at it.
     """
+
+    async def work(collection: Collection) -> None:
+        if not names and not await is_due(jobs.indexes, collection):
+            return
+        job = IndexBuild(
+            jobs.indexes,
+            jobs.catalog,
+            settings.index,
+            clock=time.monotonic,
+            watch=partial(watch, collection.name),
+        )
+        ended(await job.run(collection, by=BUILDER, rebuild=rebuild))
+
     async with _opened(settings) as jobs:
         collections = await jobs.named(names)
-        if not names:
-            collections = await due(jobs.indexes, collections)
-        for collection in collections:
-            if collection.index.kind == "none":
-                raise ConfigError(
-                    f"{collection.name} should have no index; say which one: "
-                    f"`embedfleet index set {collection.name} --index hnsw`"
-                )
-        for collection in collections:
-            job = IndexBuild(
-                jobs.indexes,
-                settings.index,
-                clock=time.monotonic,
-                watch=partial(watch, collection.name),
-            )
-            ended(await job.run(collection, by=BUILDER, rebuild=rebuild))
+        if names:
+            for collection in collections:
+                await _check_wanted(jobs, collection)
+        await each(collections, work)
+
+
+async def _check_wanted(jobs: Jobs, collection: Collection) -> None:
+    """Refuse to build none; what is left of one is taken away."""
+    found = await jobs.indexes.found(collection)
+    if collection.index.kind == "none" and all(one.is_valid for one in found.values()):
+        raise ConfigError(
+            f"{collection.name} should have no index; say which one: "
+            f"`embedfleet index set {collection.name} --index hnsw`"
+        )
 
 
 async def drop(settings: Settings, names: Sequence[str], *, really: bool) -> list[IndexFacts]:
@@ -123,7 +134,8 @@ async def drop(settings: Settings, names: Sequence[str], *, really: bool) -> lis
 async def _drop(jobs: Jobs, collection: Collection) -> None:
     async with jobs.indexes.locked(collection, DROPPER) as builder:
         # First that there should be none, or a worker would build it again.
-        index = replace(collection.index, kind="none")
+        wanted = (await current(jobs.catalog, collection)).index
+        index = replace(wanted, kind="none")
         await jobs.catalog.set_index(collection, index)
         for place in await jobs.indexes.found(collection):
             await builder.drop(place)

@@ -73,13 +73,19 @@ def spare_the_collector() -> None:
 
 
 @contextmanager
-def stopped_by_signals(stop: asyncio.Event, drain_seconds: float) -> Iterator[None]:
-    """Set `stop` at the first signal; end the process at the second, or after a drain."""
+def stopped_by_signals(
+    stop: asyncio.Event, drain_seconds: float
+) -> Iterator[Callable[[], bool]]:
+    """
+    Set `stop` at the first signal; end the process at the second, or after a drain.
+
+    Yields what tells whether there was a signal. Afterwards they do what they did before.
+    """
     loop = asyncio.get_running_loop()
     limit_seconds = drain_seconds + _EXIT_AFTER_DRAIN_SECONDS
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
+        if ending:
             os._exit(128 + number)
         log.info("stopping", action="stopping", signal=signal.Signals(number).name)
         stop.set()
@@ -87,15 +93,17 @@ def stopped_by_signals(stop: asyncio.Event, drain_seconds: float) -> Iterator[No
         ending.append(timer)
 
     ending: list[asyncio.TimerHandle] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
         loop.add_signal_handler(number, on_signal, number)
     try:
-        yield
+        yield lambda: bool(ending)
     finally:
-        # uvloop leaves the handlers of a closed loop in place (seen in 0.23).
-        for number in numbers:
+        # uvloop leaves the handlers of a closed loop in place (seen in 0.23), and each loop
+        # leaves Python's own behind, which for SIGTERM is none.
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
         for timer in ending:
             timer.cancel()
 

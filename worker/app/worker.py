@@ -122,7 +122,7 @@ async def work(settings: Settings, stop: asyncio.Event, beside: Beside) -> None:
 
 
 def _upkeep(settings: Settings, database: Database, observation: Observation) -> IndexUpkeep:
-    indexes = PostgresIndexes(database)
+    indexes, catalog = PostgresIndexes(database), PostgresCatalog(database)
 
     def has_caught_up() -> bool:
         # What a worker holds at most is soon done, also under an index.
@@ -130,9 +130,11 @@ def _upkeep(settings: Settings, database: Database, observation: Observation) ->
         return backlog is not None and backlog <= settings.queue.max_documents
 
     return IndexUpkeep(
-        PostgresCatalog(database),
+        catalog,
         indexes,
-        IndexBuild(indexes, settings.index, clock=time.monotonic, watch=lambda _: None),
+        IndexBuild(
+            indexes, catalog, settings.index, clock=time.monotonic, watch=lambda _: None
+        ),
         check_seconds=settings.index.check_seconds,
         has_caught_up=has_caught_up,
     )

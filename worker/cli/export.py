@@ -12,6 +12,8 @@ from worker.cli.output import say, show_json
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
 from worker.cli.progress import watched
 from worker.core.exports import Dtype, RowFormat
+from worker.core.progress import Progress, WatchEach
+from worker.errors import TransientError
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.export_job import Exported
@@ -48,18 +50,27 @@ def export(
 
     request = Request(collection, tenant, dtype, metadata, content)
     started = time.monotonic()
-    with _kept_when_ended(), watched() as watch:
+    with _kept_when_ended() as watch:
         exported = run(settings, request, out, partial(watch, collection), force=force)
     _sum_up(exported, out, time.monotonic() - started, json=json)
 
 
 @contextmanager
-def _kept_when_ended() -> Iterator[None]:
-    """Say that nothing is lost, where an export ends before its time."""
+def _kept_when_ended() -> Iterator[WatchEach]:
+    """Say that nothing is lost, where an export that has begun ends before its time."""
+    begun = False
+
+    def watch(name: str, now: Progress) -> None:
+        nonlocal begun
+        begun = True
+        show(name, now)
+
     try:
-        yield
-    except KeyboardInterrupt:
-        say("ended; what was written down stays, and the same command goes on from there")
+        with watched() as show:
+            yield watch
+    except (KeyboardInterrupt, TransientError):
+        if begun:
+            say("ended; what was written down stays, and the same command goes on from there")
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -11,6 +11,7 @@ Invariants: the rank of a row never falls, but over a barrier; what is decided `
 """
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from msgspec import UNSET, json
 
@@ -27,6 +28,9 @@ from worker.core.model import (
     Unchanged,
     Work,
 )
+
+_FIRST_MS = round(datetime.min.replace(tzinfo=UTC).timestamp() * 1000)
+_LAST_MS = round(datetime.max.replace(tzinfo=UTC).timestamp() * 1000) - 1
 
 
 def newer(rank: Rank, document: StoredDocument | None) -> bool:
@@ -164,4 +168,8 @@ def _trace_id(work: Work) -> str | None:
 
 def _occurred_at_ms(event: DocumentUpserted | DocumentDeleted | Tombstone) -> int | None:
     occurred_at = getattr(event, "occurred_at", UNSET)
-    return None if occurred_at is UNSET else round(occurred_at.timestamp() * 1000)
+    if occurred_at is UNSET:
+        return None
+    # Of UTC's years 1 to 9999 an offset, or rounding, may leave; who reads them has no others.
+    occurred_at_ms: int = round(occurred_at.timestamp() * 1000)
+    return min(max(occurred_at_ms, _FIRST_MS), _LAST_MS)

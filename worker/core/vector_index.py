@@ -41,7 +41,11 @@ DEFAULT_INDEX = VectorIndex()
 
 
 class Present(NamedTuple):
-    """An index that is there; one that is not valid is of a build that has not ended."""
+    """
+    An index that is there; one that is not valid is of a build that has not ended.
+
+    One that serves no reader has its definition for its kind.
+    """
 
     kind: str
     m: int | None = None

@@ -111,7 +111,7 @@ def _on_state(one: Situation) -> Advice:
         why = "a build was ended: readers cannot use it, and every write pays for it"
         return Advice("repair the index, which is not valid", why, build, is_wrong=True)
     if one.state is State.DIFFERS:
-        why = f"it is {_described(one.found)}; readers keep it until the other one is there"
+        why = f"it is {_described(one.found)}"
         return Advice(f"build it as it should be, {_wanted(one)}", why, build)
     if one.state is State.UNWANTED:
         why = "the collection should have none, and every write pays for this one"
@@ -258,9 +258,12 @@ def _wanted(one: Situation) -> str:
 
 def _described(found: Places) -> str:
     main = found[Place.MAIN]
-    if main.kind == "ivfflat":
-        return f"ivfflat with {main.lists} lists"
-    return f"hnsw with m {main.m} and ef_construction {main.ef_construction}"
+    if main.kind not in ("hnsw", "ivfflat"):
+        return f"{main.kind}, which readers cannot use"
+    what = f"ivfflat with {main.lists} lists"
+    if main.kind == "hnsw":
+        what = f"hnsw with m {main.m} and ef_construction {main.ef_construction}"
+    return f"{what}; readers keep it until the other one is there"
 
 
 def _mib(size: int) -> str:

@@ -7,8 +7,9 @@ Never stops readers or writers.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from worker.config import IndexBuildOptions
@@ -23,12 +24,13 @@ from worker.core.vector_index import (
     Place,
     Places,
     Step,
+    VectorIndex,
     build_bytes,
     memory_bytes,
     steps,
 )
-from worker.errors import ConfigError, TransientError
-from worker.ports import Clock
+from worker.errors import ConfigError, TransientError, WorkerError
+from worker.ports import Catalog, Clock
 
 _LOOK_SECONDS = 0.5
 _FEWEST_ROWS_FOR_A_RATE = 1_000
@@ -46,7 +48,13 @@ class Builder(Protocol):
         """Return how many rows there are."""
 
     async def create(
-        self, place: Place, *, rows: int, memory_bytes: int, workers: int | None
+        self,
+        place: Place,
+        index: VectorIndex,
+        *,
+        rows: int,
+        memory_bytes: int,
+        workers: int | None,
     ) -> None:
         """Build an index on the living table."""
 
@@ -91,25 +99,55 @@ class Built(NamedTuple):
     notices: tuple[str, ...] = ()
 
 
-async def due(indexes: Indexes, collections: Iterable[Collection]) -> list[Collection]:
-    """Return the collections whose index somebody has to do something about."""
-    wrong = []
+async def current(catalog: Catalog, collection: Collection) -> Collection:
+    """
+    Return a collection with the index that it should have by now.
+
+    Raises:
+        ConfigError: its rows are in another table, or it is gone.
+    """
+    found = await catalog.collection(collection.name)
+    if found is None or replace(found, index=collection.index) != collection:
+        raise ConfigError(f"the collection {collection.name!r} was changed just now: try again")
+    return found
+
+
+async def is_due(indexes: Indexes, collection: Collection) -> bool:
+    """Tell whether somebody has to do something about a collection's index."""
+    found = await indexes.found(collection)
+    # Rows are counted only where there is no index that readers can use.
+    has_one = Place.MAIN in found and all(there.is_valid for there in found.values())
+    return not has_one and (await indexes.look(collection)).state in WRONG
+
+
+async def each(
+    collections: Iterable[Collection], work: Callable[[Collection], Awaitable[object]]
+) -> None:
+    """Work on each, also behind one where that fails; raises the first failure then."""
+    errors = []
     for one in collections:
-        found = await indexes.found(one)
-        # Rows are counted only where there is no index that readers can use.
-        has_one = Place.MAIN in found and all(there.is_valid for there in found.values())
-        if not has_one and (await indexes.look(one)).state in WRONG:
-            wrong.append(one)
-    return wrong
+        try:
+            await work(one)
+        except WorkerError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 class IndexBuild:
     """Brings indexes to what they should be; `watch` is told how far that is."""
 
     def __init__(
-        self, indexes: Indexes, options: IndexBuildOptions, *, clock: Clock, watch: Watch
+        self,
+        indexes: Indexes,
+        catalog: Catalog,
+        options: IndexBuildOptions,
+        *,
+        clock: Clock,
+        watch: Watch,
     ) -> None:
         self._indexes = indexes
+        self._catalog = catalog
         self._options = options
         self._clock = clock
         self._watch = watch
@@ -129,6 +167,8 @@ class IndexBuild:
         self, builder: Builder, collection: Collection, *, rebuild: bool = False
     ) -> Built:
         """Do the same where the lock is held already."""
+        # The lock may have been waited for, and what should be was said anew meanwhile.
+        collection = await current(self._catalog, collection)
         found = await self._indexes.found(collection)
         built = Built(collection.name, [])
         for step in steps(collection.index, found, rebuild=rebuild):
@@ -156,6 +196,7 @@ class IndexBuild:
                 building = tasks.create_task(
                     builder.create(
                         place,
+                        collection.index,
                         rows=rows,
                         memory_bytes=memory_bytes,
                         workers=self._options.parallel_workers,

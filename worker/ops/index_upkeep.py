@@ -7,7 +7,9 @@ waits in the topic: what is written while an index is built is put into it row b
 end, and so is all that comes later, so a first load is faster without one. At the threshold an
 index is small: it is built in seconds, and a restart of the worker costs little; what that
 leaves behind is repaired by whoever looks next. Of all workers one builds, under the
-collection's lock. Never ends a worker: what fails is logged and tried again, ever more seldom.
+collection's lock. One whose index cannot be built
+keeps no other from its own. Never ends a worker: what fails is logged and tried again, ever
+more seldom.
 """
 
 import asyncio
@@ -15,8 +17,9 @@ from collections.abc import Callable
 
 import structlog
 
+from worker.core.model import Collection
 from worker.errors import WorkerError
-from worker.ops.index_build import IndexBuild, Indexes, due
+from worker.ops.index_build import IndexBuild, Indexes, each, is_due
 from worker.ports import Catalog
 
 log = structlog.get_logger(__name__)
@@ -50,7 +53,7 @@ class IndexUpkeep:
             await asyncio.sleep(pause_seconds)
             try:
                 if self._has_caught_up():
-                    await self._build_due()
+                    await each(await self._catalog.collections(), self._work)
                 pause_seconds = self._check_seconds
             except WorkerError as error:
                 longest = max(self._check_seconds, _LONGEST_PAUSE_SECONDS)
@@ -62,18 +65,19 @@ class IndexUpkeep:
                     again_in_seconds=round(pause_seconds),
                 )
 
-    async def _build_due(self) -> None:
-        for collection in await due(self._indexes, await self._catalog.collections()):
-            log.info("an index is due", action="index_due", collection=collection.name)
-            built = await self._build.run(collection, by=BY)
-            if not built.did:
-                continue  # another worker was quicker
-            log.info(
-                "built an index",
-                action="index_built",
-                collection=collection.name,
-                did=built.did,
-                rows=built.rows,
-                seconds=None if built.seconds is None else round(built.seconds, 1),
-                notices=built.notices,
-            )
+    async def _work(self, collection: Collection) -> None:
+        if not await is_due(self._indexes, collection):
+            return
+        log.info("an index is due", action="index_due", collection=collection.name)
+        built = await self._build.run(collection, by=BY)
+        if not built.did:
+            return  # another worker was quicker
+        log.info(
+            "built an index",
+            action="index_built",
+            collection=collection.name,
+            did=built.did,
+            rows=built.rows,
+            seconds=None if built.seconds is None else round(built.seconds, 1),
+            notices=built.notices,
+        )
