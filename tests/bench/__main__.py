@@ -18,7 +18,7 @@ import uvloop
 
 from tests.bench import bulk_load, export, report, workloads
 from tests.bench.alone import stages, under_index, upserted_and_copied
-from tests.bench.figures import Seen, verdicts
+from tests.bench.figures import Fresh, Seen, verdicts
 from tests.bench.load import Load, publish
 from tests.bench.measure import Run, work_off
 from tests.bench.peers.registry import PEERS, Peer
@@ -110,10 +110,10 @@ class Bench:
         self.seen.provider_bound.append(share)
 
     async def _fresh(self) -> None:
-        rate = self.seen.first[-1].rate / 2 if self.seen.first else 500.0
         latency = 0.03
-        delays = await workloads.fresh(self._servers, rate, self._seconds, latency)
-        self.seen.fresh.append((delays, 1000 * latency))
+        taken = await workloads.taken(self._servers, self._seconds / 2, latency)
+        delays = await workloads.fresh(self._servers, taken / 2, self._seconds, latency)
+        self.seen.fresh.append(Fresh(delays, 1000 * latency, taken))
 
     async def _edits(self) -> None:
         self.seen.edits = await workloads.edited(self._servers, self._events // 40)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.bench.figures import Seen, Stored, verdicts
+from tests.bench.figures import Fresh, Seen, Stored, verdicts
 from tests.bench.measure import Costs, Run
 from tests.bench.workloads import Delays, Edits
 from tests.support.verdicts import Verdict, lines
@@ -56,7 +56,11 @@ def test_what_was_not_measured_has_no_verdict():
         (Seen(provider_bound=[0.97], quota_bound=[(0.98, 0.021)]), "P7", [True, False]),
         (Seen(first=[RUN]), "P8", [True]),
         (Seen(first=[replace(RUN, provider={"requests": 11, "inputs": 1_280})]), "P8", [False]),
-        (Seen(fresh=[(Delays(50, 131), 30.0)], scaled=[(1.0, 7.6)]), "P9", [False, True]),
+        (
+            Seen(fresh=[Fresh(Delays(50, 131), 30.0, 2_000)], scaled=[(1.0, 7.6)]),
+            "P9",
+            [False, True],
+        ),
         (Seen(edits=EDITS), "P11", [True, True]),
         (Seen(edits=replace(EDITS, p95=5, moved_hot=99)), "P11", [False, False]),
         (Seen(skewed=[(Delays(1, 10), Delays(1, 20))]), "P12", [True]),

@@ -292,6 +292,22 @@ async def fresh(
         return delays(await fleet.commit_times(), due)
 
 
+async def taken(
+    servers: Servers, seconds: float, latency_seconds: float = 0.03, *, offered: float = 8_000
+) -> float:
+    """Return the events a second that are stored while more than can be are published."""
+    load = Load(SEED + 11, updates=0)
+    async with world(servers, "taken", provider=Provider(latency_seconds)) as (fleet, _):
+        await _warm(fleet, load)
+        events = load.take(int(offered * seconds))
+        began = time.time()  # noqa: TID251 - compared with commit times
+        due = await offer(servers, fleet.topic, events, offered)
+        ended = time.time()  # noqa: TID251 - compared with commit times
+        await _settled(fleet, load)
+        commits = await fleet.commit_times()
+        return sum(commits[name] <= ended for name in due) / (ended - began)
+
+
 async def skewed(servers: Servers, seconds: float) -> tuple[Delays, Delays]:
     """W8: a small tenant alone, and beside one that offers 100 times as much; its delays."""
     return (
