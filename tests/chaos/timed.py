@@ -10,7 +10,7 @@ and the log every work that was begun and not ended (`unfinished`).
 import asyncio
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
@@ -30,6 +30,7 @@ from worker.app.observation import Observation
 from worker.cli.root import main as run
 from worker.core.model import Work
 from worker.pipeline.dispatch import Dispatch
+from worker.pipeline.ingest import Stumbled
 from worker.pipeline.settle import Settle
 
 SLACK_SECONDS = 1.0
@@ -38,7 +39,7 @@ TASKS = "asyncio_tasks"
 UNFINISHED = "unfinished"
 FIRST = {"HttpEmbedder", "Connection", "KafkaSource"}
 """What meets a silent peer first; a letter or a free connection is seldom just wanted."""
-_carried: ContextVar[Work | None] = ContextVar("carried", default=None)
+_carried: ContextVar[Sequence[Work]] = ContextVar("carried", default=())
 
 log = structlog.get_logger(__name__)
 
@@ -134,18 +135,27 @@ def count_tasks() -> None:
 
 def tell_unfinished() -> None:
     """Log where the record of each work stands that is left to the next owner, once begun."""
-    carry, released = Dispatch._carry, Settle.released
+    carry, carry_together, released = (
+        Dispatch._carry,
+        Dispatch._carry_together,
+        Settle.released,
+    )
 
-    async def carried(self: Dispatch, work: Work) -> None:
-        _carried.set(work)  # of this task alone
-        await carry(self, work)
+    async def carried(self: Dispatch, work: Work, stumbled: Stumbled | None = None) -> None:
+        _carried.set([work])  # of this task alone
+        await carry(self, work, stumbled)
+
+    async def carried_together(self: Dispatch, works: list[Work]) -> None:
+        _carried.set(works)
+        await carry_together(self, works)
 
     def told(self: Settle, work: Work) -> None:
-        if work is _carried.get():
+        if work in _carried.get():
             log.info("left unfinished", action=UNFINISHED, place=list(work.position))
         released(self, work)
 
-    Dispatch._carry, Settle.released = carried, told
+    Dispatch._carry, Dispatch._carry_together = carried, carried_together
+    Settle.released = told
 
 
 def unfinished(worker: WorkerProcess) -> set[tuple[str, int, int]]:

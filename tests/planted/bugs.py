@@ -333,16 +333,25 @@ def searches_every_tenant(patch):
 
 
 def settles_an_older_version_before_the_newer_one(patch):
-    carry = Dispatch._carry
+    carry, carry_together = Dispatch._carry, Dispatch._carry_together
 
-    async def carry_alone(self, work):
+    def settle_parked(self, work):
         for parked in work.parked:
             self._settle._end(parked, Superseded())
             self.scheduler._forget(parked)
         work.parked = []
-        await carry(self, work)
+
+    async def carry_alone(self, work, stumbled=None):
+        settle_parked(self, work)
+        await carry(self, work, stumbled)
+
+    async def carry_with_others(self, works):
+        for work in works:
+            settle_parked(self, work)
+        await carry_together(self, works)
 
     patch.setattr(Dispatch, "_carry", carry_alone)
+    patch.setattr(Dispatch, "_carry_together", carry_with_others)
 
 
 def queues_by_document_whatever_the_topic(patch):
