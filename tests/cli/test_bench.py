@@ -21,6 +21,10 @@ PATIENCE_SECONDS = 90
     ("arguments", "why"),
     [
         (("--workers", "9"), "9 workers need as many partitions: say --partitions"),
+        (
+            ("--model", "m", "--yes", "--requests-per-minute", "60"),
+            "with --model say --embedding.requests-per-minute, for each worker",
+        ),
         (("--documents", "99"), "Must be >= 100."),
         (("--latency", "-1"), "Must be >= 0."),
         (("--size", "0"), "Must be >= 1."),

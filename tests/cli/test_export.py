@@ -209,8 +209,18 @@ async def test_a_collection_without_documents_is_an_export_without_rows(
     ended = await embedfleet_beside(*EXPORT)
     assert ended.code == 0
     assert ended.err.splitlines()[-1].startswith("0 rows of 0 documents in")
+    assert "tenant" not in ended.err
     assert np.load("out/vectors.npy", mmap_mode="r").shape == (0, 8)
     await check_shows(migrated)
+
+
+@pytest.mark.real
+async def test_a_tenant_that_has_nothing_may_be_a_slip_and_is_named(docs, embedfleet_beside):
+    ended = await embedfleet_beside(*EXPORT, "--tenant", "acne")
+    assert ended.code == 0
+    *_, named, last = ended.err.splitlines()
+    assert named == "there is nothing of a tenant 'acne' in 'docs'"
+    assert last.startswith("0 rows of 0 documents in")
 
 
 @pytest.mark.real

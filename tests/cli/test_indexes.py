@@ -162,10 +162,27 @@ async def test_an_index_is_dropped_for_good_and_only_with_yes(
     assert await found(migrated) == {}
     # Or a worker would build it again.
     assert (await embedfleet_beside("index", "status", "--json")).json[0]["state"] == "none"
+    asked = await embedfleet_beside("index", "drop", "docs")
+    assert asked.code == 1
+    assert asked.err == (
+        "docs has no index, and none would be built before `embedfleet index set` says so: "
+        "say --yes\n"
+    )
+    again = await embedfleet_beside("index", "drop", "docs", "--yes")
+    assert again.code == 0
+    assert again.err == (
+        "docs has no index, and none is built before `embedfleet index set` says so\n"
+    )
     refused = await embedfleet_beside("index", "build", "docs")
     assert (refused.code, "embedfleet index set docs --index hnsw" in refused.err) == (2, True)
+    kept = await embedfleet_beside("index", "set", "docs", "--ef-construction", "20")
+    assert kept.err == (
+        "docs should have: none; its index now: none\n"
+        "kept for later: `embedfleet index set docs --index hnsw` gives it an index\n"
+    )
     back = await embedfleet_beside("index", "set", "docs", "--index", "hnsw", "--json")
     assert (back.json["index"]["m"], back.json["state"]) == (4, "due")
+    assert back.json["index"]["ef_construction"] == 20
 
 
 async def test_a_drop_that_was_ended_half_way_is_repaired(docs, migrated, embedfleet_beside):

@@ -33,14 +33,25 @@ FINISHED = Manifest(
 )
 
 
+def said(value):
+    return "any" if value is None else value
+
+
 @pytest.mark.parametrize("name", Subject.__struct_fields__)
 def test_an_export_of_other_settings_is_another_export(name):
     other = msgspec.structs.replace(SUBJECT, **{name: OTHER[name]})
     assert differences(SUBJECT, SUBJECT) == []
     assert differences(SUBJECT, other) == [
-        f"{name} is {getattr(SUBJECT, name)}, not {OTHER[name]}"
+        f"{name} is {said(getattr(SUBJECT, name))}, not {OTHER[name]}"
     ]
     assert name in objection(other, SUBJECT, None)
+
+
+def test_what_an_export_was_not_limited_to_is_said_in_words():
+    one = msgspec.structs.replace(SUBJECT, tenant=None)
+    other = msgspec.structs.replace(SUBJECT, tenant="acme")
+    assert differences(one, other) == ["tenant is any, not acme"]
+    assert differences(other, one) == ["tenant is acme, not any"]
 
 
 def test_an_export_begins_where_there_is_none():

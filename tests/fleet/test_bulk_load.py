@@ -301,8 +301,9 @@ async def test_readers_who_would_miss_their_index_are_asked_for(loading) -> None
         "insert into chunk_1_1 select 'acme', n::text, n::text::bytea, 0, 0, 'x', 0, 1, null,"
         " '[1,2,3,4,5,6,7,8]' from generate_series(1, 10000) n"
     )
-    process = await fleet.start(command=("bulk-load",), may_die=True)
+    process = await fleet.start(command=("bulk-load", "--json"), may_die=True)
     assert await process.ended() == 1
+    assert '"rows": 10000' in said(process).partition('"would_miss": ')[2]
     assert "searches of articles (10,000 chunks) would compare all chunks" in said(process)
     assert "say --yes" in said(process)
     assert await has_valid_index(fleet)

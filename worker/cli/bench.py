@@ -93,6 +93,11 @@ def bench(
 
     if workers > partitions:
         raise ConfigError(f"{workers} workers need as many partitions: say --partitions")
+    if model is not None and requests_per_minute is not None:
+        raise ConfigError(
+            "--requests-per-minute is what the scripted provider takes; with --model say "
+            "--embedding.requests-per-minute, for each worker"
+        )
     asked = bench_job.Asked(
         documents=documents,
         characters=characters,

@@ -102,6 +102,7 @@ def _facts(loaded: "Loaded") -> dict[str, Any]:
     return {
         "done": ended is not None,
         "why_not": loaded.why_not,
+        "would_miss": [{"collection": one.name, "rows": one.rows} for one in loaded.missed],
         "records": 0 if ended is None else ended.records,
         "halted": {part.name: why for part, why in ended.halted.items()} if ended else {},
         "indexes": [built._asdict() for built in loaded.built],

@@ -251,7 +251,8 @@ COMMANDS: tuple[Command | Family, ...] = (
             Command(
                 "set",
                 "worker.cli.indexes:set_index",
-                "Say what index a collection should have; nothing is built or dropped.",
+                "Say what index a collection should have: what is not said stays as it is, and "
+                "nothing is built or dropped.",
                 ("embedfleet index set docs --m 32 --ef-construction 128",),
             ),
             Command(

@@ -84,6 +84,8 @@ def _sum_up(exported: "Exported", out: Path, seconds: float, *, json: bool) -> N
         facts = {"folder": out, "kept_rows": run.kept_rows, "seconds": round(seconds, 3)}
         show_json({**facts, "manifest": manifest})
         return
+    if not manifest.rows and manifest.tenant is not None:
+        say(f"there is nothing of a tenant {manifest.tenant!r} in {manifest.collection!r}")
     if run.found_rows:
         say(f"of {run.found_rows:,} rows that were there {run.kept_rows:,} are kept: unchanged")
     rate = (manifest.rows - run.kept_rows) / max(seconds, 1e-3)

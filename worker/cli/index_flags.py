@@ -22,24 +22,28 @@ class IndexFlags:
     index: Annotated[
         Literal["hnsw", "ivfflat", "none"] | None,
         _flag(
-            f"Kind of the index [default: {_NEW.kind}]; with none, searches compare all rows."
+            f"Kind of the index [a new collection's: {_NEW.kind}]; with none, searches "
+            "compare all rows."
         ),
     ] = None
-    m: Annotated[int | None, _flag(f"HNSW: neighbours of a row [default: {_NEW.m}].")] = None
+    m: Annotated[
+        int | None, _flag(f"HNSW: neighbours of a row [a new collection's: {_NEW.m}].")
+    ] = None
     ef_construction: Annotated[
         int | None,
         _flag(
-            f"HNSW: candidates that are looked at for them [default: {_NEW.ef_construction}]."
+            "HNSW: candidates that are looked at for them [a new collection's: "
+            f"{_NEW.ef_construction}]."
         ),
     ] = None
     lists: Annotated[
-        int | None, _flag("IVFFlat: lists [default: by the rows when it is built].")
+        int | None, _flag("IVFFlat: lists [a new collection's: by the rows when it is built].")
     ] = None
     build_at_rows: Annotated[
         int | None,
         _flag(
-            f"From how many chunks on there is one [default: {_NEW.build_at_rows}]; below, "
-            "searches compare them all. 0: always."
+            "From how many chunks on there is one [a new collection's: "
+            f"{_NEW.build_at_rows}]; below, searches compare them all. 0: always."
         ),
     ] = None
 

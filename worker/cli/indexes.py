@@ -15,6 +15,7 @@ from worker.ops.index_build import Built
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.index_job import IndexRow
+    from worker.core.index_facts import IndexFacts
 
 Names = Annotated[
     tuple[str, ...], option("Collections [default: all].", negative="", show_default=False)
@@ -76,6 +77,8 @@ def set_index(
         show_json({"collection": name, "index": wanted.index, "state": state})
         return
     say(f"{name} should have: {_parameters(wanted.index)}; its index now: {state}")
+    if wanted.index.kind == "none" and index.index is None:
+        say(f"kept for later: `embedfleet index set {name} --index hnsw` gives it an index")
     if state is State.DIFFERS:
         say(f"`embedfleet index build {name}` builds it; readers keep what they have till then")
 
@@ -138,14 +141,22 @@ def drop(
             ]
         )
     for one in found:
-        what = f"the index of {one.collection.name} ({_size(one.index_bytes)})"
-        if yes:
-            say(
-                f"{what} is gone, and none is built again before `embedfleet index set` says so"
-            )
-        else:
-            say(f"{what} would be dropped, and searches compare all rows: say --yes")
+        _tell_dropped(one, really=yes)
     return 0 if yes else 1
+
+
+def _tell_dropped(facts: "IndexFacts", *, really: bool) -> None:
+    name = facts.collection.name
+    if not facts.found:
+        built = "is built" if really else "would be built"
+        end = "" if really else ": say --yes"
+        say(f"{name} has no index, and none {built} before `embedfleet index set` says so{end}")
+        return
+    what = f"the index of {name} ({_size(facts.index_bytes)})"
+    if really:
+        say(f"{what} is gone, and none is built again before `embedfleet index set` says so")
+    else:
+        say(f"{what} would be dropped, and searches compare all rows: say --yes")
 
 
 def advise(

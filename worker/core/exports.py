@@ -150,7 +150,12 @@ def objection(
 def differences(one: Subject, other: Subject) -> list[str]:
     """Say in which settings two exports differ, none where one may go on with the other."""
     return [
-        f"{name} is {getattr(one, name)}, not {getattr(other, name)}"
+        f"{name} is {_said(getattr(one, name))}, not {_said(getattr(other, name))}"
         for name in Subject.__struct_fields__
         if getattr(one, name) != getattr(other, name)
     ]
+
+
+def _said(value: object) -> object:
+    # Of what an export may be limited to, only the tenant can be left out.
+    return "any" if value is None else value
