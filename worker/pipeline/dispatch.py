@@ -1,5 +1,5 @@
 """
-Works in flight: taken from the scheduler, carried to their end, one task each.
+Works in flight: taken from the scheduler, carried to their end, together or alone.
 
 Owns the tasks, and the bound of works in flight. Where one more dead letter would
 be a flood, its partition is held instead (`core.flood`), and its works are released. Draining
