@@ -1,13 +1,14 @@
 """Works that go together: one coroutine for many, and whoever stumbles goes on alone."""
 
 import asyncio
+import gc
 from dataclasses import replace
 
 import pytest
 
 from schemas.dead_letter import Reason
 from tests.support.universe import COLLECTION, delete, live, tombstone, upsert, with_options
-from worker.core.model import ChunkingOptions
+from worker.core.model import ChunkingOptions, Work
 from worker.errors import RejectedInput, StoreUnavailable
 from worker.pipeline.dispatch import Dispatch
 
@@ -27,7 +28,9 @@ def carried(monkeypatch):
 
     async def note_company(self, works):
         companies.append(len(works))
-        await carry_together(self, works)
+        carrying = carry_together(self, works)
+        del works  # it keeps nobody either
+        await carrying
 
     monkeypatch.setattr(Dispatch, "_carry", note_alone)
     monkeypatch.setattr(Dispatch, "_carry_together", note_company)
@@ -210,3 +213,61 @@ def test_a_collection_that_is_forgotten_before_its_works_set_out_is_looked_up(
         assert all(universe.text(f"d{number}") for number in range(COUNT))
 
     together(story, carried, alone=[f"d{number}" for number in range(COUNT)])
+
+
+def works_in_memory() -> int:
+    gc.collect()
+    return sum(type(one) is Work for one in gc.get_objects())
+
+
+def test_who_has_ended_is_not_kept_until_the_last_one_has(carried):
+    async def story(universe):
+        held = asyncio.Event()
+
+        async def script(request):
+            if "text 7" in request.texts:
+                await held.wait()
+
+        member = await start(universe)
+        before = works_in_memory()
+        universe.embedder.script = script
+        publish_many(universe)
+        await asyncio.sleep(60)
+        assert 1 <= member.worker.dispatch.in_flight <= 5
+        assert works_in_memory() - before <= 5
+        held.set()
+        await universe.settled()
+
+    settings = with_options(embedding={"max_inputs": 5})
+    together(story, carried, alone=[], settings=settings)
+
+
+def test_a_drain_waits_for_those_that_stumble_meanwhile(carried):
+    """Side by side: many that wait for the database again wait no longer than one."""
+
+    async def story(universe):
+        written = asyncio.Event()
+        failures = 1
+
+        async def hook(call, moment):
+            nonlocal failures
+            if (call, moment) == ("apply", "before") and failures:
+                failures -= 1
+                written.set()
+                await asyncio.sleep(1)
+                raise StoreUnavailable("away")
+
+        member = await start(universe)
+        universe.hook = hook
+        publish_many(universe)
+        await written.wait()
+        began = asyncio.get_running_loop().time()
+        await universe.stop(member)
+        assert asyncio.get_running_loop().time() - began < 5
+        universe.start()
+        await universe.settled()
+        assert all(universe.text(f"d{number}") for number in range(COUNT))
+
+    live(story, partitions=1)
+    companies, _ = carried
+    assert companies[0] == COUNT

@@ -129,14 +129,19 @@ class Dispatch:
         for claim in claims:
             self._drop(claim)
         self.pump()
-        tasks = {task for work, task in self._tasks.items() if work.claim in claims}
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=deadline_seconds)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline_seconds
+        # Who stumbles over something meanwhile has a task of its own from then on.
+        while (late := self._under_way(claims)) and loop.time() < until:
+            await asyncio.wait(late, timeout=until - loop.time())
         for task in late:
             task.cancel()
         if late:
             await asyncio.wait(late, timeout=_CANCEL_SECONDS)
+
+    def _under_way(self, claims: Collection[Claim]) -> set[asyncio.Task[None]]:
+        tasks = {task for work, task in self._tasks.items() if work.claim in claims}
+        return {task for task in tasks if not task.done()}
 
     def _drop(self, claim: Claim) -> None:
         for work in self.scheduler.drop(claim):
@@ -145,21 +150,20 @@ class Dispatch:
     async def _carry_together(self, works: list[Work]) -> None:
         """Carry works of one claim; who stumbles goes on alone."""
         left = dict.fromkeys(works)
+        del works  # or whoever has ended would stay in memory until the last one has
 
         async def end(work: Work, how: Outcome | Stumbled) -> None:
-            del left[work]
-            if not isinstance(how, Stumbled):
-                finish = await self._end(work, how)
-                del self._tasks[work]
-                finish(work)
-                self._pump_soon()
-            elif self._lives.is_ending(work.claim):  # a drain waits for this task
-                await self._carry(work, how)
-            else:
+            if isinstance(how, Stumbled):
                 self._tasks[work] = self._spawn(self._carry(work, how))
+                del left[work]
+                return
+            finish = await self._end(work, how)
+            del left[work], self._tasks[work]
+            finish(work)
+            self._pump_soon()
 
         try:
-            await self._together(works, end)
+            await self._together(left, end)
         except asyncio.CancelledError:
             for work in left:
                 self._settle.released(work)

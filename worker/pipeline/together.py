@@ -11,7 +11,7 @@ Owns the works of its call until each has ended. Never settles: `end` does.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,8 +53,12 @@ class Together:
         """Tell whether a work may go with others: no scope's, and not known for trouble."""
         return not work.is_alone and not work.passes and self.prepare.knows(work)
 
-    async def __call__(self, works: Sequence[Work], end: End) -> None:
-        """Carry works, and say how each has ended; cancelled, it leaves no write running."""
+    async def __call__(self, works: Collection[Work], end: End) -> None:
+        """
+        Carry works, and say how each has ended; cancelled, it leaves no write running.
+
+        Keeps no work that has ended: `works` may shrink meanwhile.
+        """
         company = _Company(self)
         try:
             company.set_out(works)
@@ -95,7 +99,7 @@ class _Company:
         self._woken = asyncio.Event()
         self._timer = self._loop.call_later(stages.timeout_seconds, self._look)
 
-    def set_out(self, works: Sequence[Work]) -> None:
+    def set_out(self, works: Iterable[Work]) -> None:
         """Queue works for their look-up."""
         now = self._loop.time()
         for work in works:
