@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.dead_letter import Reason
+from tests.pipeline.test_poison import refuse
 from tests.support.universe import COLLECTION, delete, live, tombstone, upsert, with_options
 from worker.core.model import ChunkingOptions, Work
-from worker.errors import RejectedInput, StoreUnavailable
+from worker.errors import StoreUnavailable
 from worker.pipeline.dispatch import Dispatch
 
 LINES = replace(COLLECTION, name="lines", chunking=ChunkingOptions("fixed", size=6))
@@ -84,14 +84,8 @@ def test_deletes_and_unchanged_documents_go_along(carried):
 
 def test_a_refused_text_is_one_documents_matter(carried):
     async def story(universe):
-        async def script(request):
-            if "text 7" in request.texts:
-                raise RejectedInput(
-                    "the provider answered 400", status=400, reason=Reason.CONTENT_FILTER
-                )
-
         await start(universe)
-        universe.embedder.script = script
+        refuse(universe, "text 7")
         publish_many(universe)
         await universe.settled()
         assert [one.document_id for one in universe.letters.letters] == ["d7"]
@@ -104,14 +98,8 @@ def test_a_refused_text_is_one_documents_matter(carried):
 
 def test_a_text_refused_with_another_documents_is_found_out_for_each(carried):
     async def story(universe):
-        async def script(request):
-            if "poison" in request.texts:
-                raise RejectedInput(
-                    "the provider answered 400", status=400, reason=Reason.CONTENT_FILTER
-                )
-
         await start(universe)
-        universe.embedder.script = script
+        refuse(universe)
         for number in range(COUNT):
             text = "poison" if number in {3, 4, 5} else f"text {number}"
             universe.publish(upsert(f"d{number}", 1, text))

@@ -82,16 +82,19 @@ class Dispatch:
     def pump(self) -> None:
         """Start what may be started, and say whether there is room for more."""
         self._pump_is_due = False
-        companies: defaultdict[Claim, list[Work]] = defaultdict(list)
-        while self._has_room(sum(map(len, companies.values()))):
+        together: list[Work] = []
+        while self._has_room(len(together)):
             work = self.scheduler.take()
             if work is None:
                 break
             if self._together.takes(work):
-                companies[work.claim].append(work)
+                together.append(work)
             else:
                 self._tasks[work] = self._spawn(self._carry(work))
         # Of one claim each, as those of a claim are given up together.
+        companies: defaultdict[Claim, list[Work]] = defaultdict(list)
+        for work in together:
+            companies[work.claim].append(work)
         for works in companies.values():
             self._tasks.update(dict.fromkeys(works, self._spawn(self._carry_together(works))))
         if self.scheduler.is_full:
@@ -129,11 +132,10 @@ class Dispatch:
         for claim in claims:
             self._drop(claim)
         self.pump()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + deadline_seconds
+        until = self._clock() + deadline_seconds
         # Who stumbles over something meanwhile has a task of its own from then on.
-        while (late := self._under_way(claims)) and loop.time() < until:
-            await asyncio.wait(late, timeout=until - loop.time())
+        while (late := self._under_way(claims)) and (left := until - self._clock()) > 0:
+            await asyncio.wait(late, timeout=left)
         for task in late:
             task.cancel()
         if late:

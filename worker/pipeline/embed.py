@@ -40,6 +40,10 @@ class Purchase:
     vectors: dict[VectorKey, Vector] = field(default_factory=dict)
     pieces: dict[VectorKey, Piece] = field(default_factory=dict)
 
+    def shares(self, piece: Piece, error: BaseException) -> bool:
+        """Tell whether an error may be another document's: the chunk is asked for again."""
+        return isinstance(error, PermanentError) and piece.document != self.change.key
+
     def by_chunk(self) -> dict[ChunkId, Vector]:
         """Return the vector of each new chunk, once all are at hand."""
         collection = self.change.collection
@@ -127,7 +131,7 @@ class Embed:
         try:
             for key, joined in list(purchase.pieces.items()):
                 piece = joined
-                while (vector := await self._wait(piece, change, bought)) is None:
+                while (vector := await self._wait(piece, purchase, bought)) is None:
                     self._leave(piece)
                     piece = purchase.pieces[key] = self._join(key, piece.text, work, change)
                 purchase.vectors[key] = vector
@@ -192,7 +196,7 @@ class Embed:
         return self._lets_in(0 if self.requests_in_flight else self._waiting_for.total())
 
     async def _wait(
-        self, piece: Piece, change: ChangeSet, bought: Callable[[], None]
+        self, piece: Piece, purchase: Purchase, bought: Callable[[], None]
     ) -> Vector | None:
         """Return a vector, None where it was refused together with another document's."""
         assert piece.call is not None
@@ -201,8 +205,8 @@ class Embed:
             return answer.result()
         try:
             vector = await asyncio.shield(answer)
-        except PermanentError:
-            if piece.document == change.key:
+        except PermanentError as error:
+            if not purchase.shares(piece, error):
                 raise
             return None
         bought()

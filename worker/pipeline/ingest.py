@@ -146,7 +146,7 @@ class Ingest:
     async def _write(self, work: Work, deadline: asyncio.Timeout) -> Outcome:
         """Decide, buy and compare-and-set, until the row stands still."""
         if isinstance(work.event, ScopeDeleted):
-            _refuse_fenced(await self._save.scope(work))
+            refuse_fenced(await self._save.scope(work))
             return Deleted()
         rounds = 0
         while True:
@@ -163,7 +163,7 @@ class Ingest:
             if verdict is Verdict.APPLIED:
                 self._embed.stored(change)
                 return outcome_of(work, change)
-            _refuse_fenced(verdict)
+            refuse_fenced(verdict)
             rounds += 1
 
     async def _vectors(
@@ -197,6 +197,12 @@ def outcome_of(work: Work, change: ChangeSet) -> Outcome:
     return Deleted()
 
 
-def _refuse_fenced(verdict: Verdict) -> None:
+def refuse_fenced(verdict: Verdict) -> None:
+    """
+    Go on only under a claim that is the newest.
+
+    Raises:
+        FencedError: it is not.
+    """
     if verdict is Verdict.FENCED:
         raise FencedError

@@ -107,12 +107,12 @@ class Collections:
         return self._known.get(name)
 
     def known(self, name: str) -> Collection | None:
-        """Return a collection, None where it is not known."""
+        """Return a collection, None where it is not known yet, or any more."""
         return self._known.get(name)
 
     def model_of(self, name: str) -> str | None:
         """Return the model of a collection, None where it is not known."""
-        known = self._known.get(name)
+        known = self.known(name)
         return None if known is None else known.model
 
     def forget(self, name: str) -> None:

@@ -13,14 +13,13 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from worker.core.model import ChangeSet, ChunkId, Claim, Outcome, Released, Vector, Work
-from worker.errors import FencedError
 from worker.pipeline.batcher import Call
 from worker.pipeline.buy import Piece
 from worker.pipeline.embed import Embed, Purchase
-from worker.pipeline.ingest import Stumbled, outcome_of
+from worker.pipeline.ingest import Stumbled, outcome_of, refuse_fenced
 from worker.pipeline.prepare import Prepare
 from worker.pipeline.refusals import Refusals
 from worker.pipeline.store import Save
@@ -70,21 +69,15 @@ class Together:
 class _Course:
     """Where a work stands: it waits for `call`, or for `awaited` pieces of its `purchase`."""
 
-    __slots__ = ("awaited", "call", "change", "is_writing", "moved_at", "purchase", "work")
+    __slots__ = ("awaited", "call", "is_writing", "moved_at", "purchase", "work")
 
     def __init__(self, work: Work, call: Call[Any, Any], now: float) -> None:
         self.work = work
         self.call = call
         self.moved_at = now
-        self.change: ChangeSet | None = None
         self.purchase: Purchase | None = None
         self.awaited = 0
         self.is_writing = False
-
-
-class _Ended(NamedTuple):
-    work: Work
-    how: Outcome | Stumbled
 
 
 class _Company:
@@ -95,7 +88,7 @@ class _Company:
         self._loop = asyncio.get_running_loop()
         self._answers = dict(stages.embed.answers)
         self._courses: dict[Work, _Course] = {}
-        self._ended: deque[_Ended] = deque()
+        self._ended: deque[tuple[Work, Outcome | Stumbled]] = deque()
         self._woken = asyncio.Event()
         self._timer = self._loop.call_later(stages.timeout_seconds, self._look)
 
@@ -105,7 +98,7 @@ class _Company:
         for work in works:
             call = self._stages.prepare.put(work)
             if call is None:  # its collection was forgotten meanwhile
-                self._ended.append(_Ended(work, self._stumbled(None)))
+                self._ended.append((work, self._stumbled(None)))
                 self._woken.set()
                 continue
             course = self._courses[work] = _Course(work, call, now)
@@ -143,8 +136,10 @@ class _Company:
         course: _Course,
         take: Callable[[_Course, Any], None],
         answer: asyncio.Future[Any],
+        *,
+        piece: Piece | None = None,
     ) -> None:
-        """Go on with what has come, where the work still waits for it."""
+        """Go on with what has come (of a `piece`), where the work still waits for it."""
         if course.work not in self._courses:
             if not answer.cancelled():
                 answer.exception()  # nobody else looks at it
@@ -154,7 +149,9 @@ class _Company:
         except asyncio.CancelledError:
             self._end(course, self._stumbled(None))
         except Exception as error:  # noqa: BLE001 - of one work: it meets it again, alone
-            self._end(course, self._stumbled(error))
+            purchase = course.purchase
+            is_shared = piece is not None and purchase and purchase.shares(piece, error)
+            self._end(course, self._stumbled(None if is_shared else error))
 
     def _prepared(self, course: _Course, prepared: Any) -> None:
         if not isinstance(prepared, ChangeSet):
@@ -163,33 +160,21 @@ class _Company:
             self._end(course, Released())
         elif self._stages.refusals.asks_again(course.work):
             self._end(course, self._stumbled(None))
-        else:
-            course.change = prepared
+        elif prepared.insert:
             self._buy(course, prepared)
+        else:
+            self._write(course, prepared, {})
 
     def _buy(self, course: _Course, change: ChangeSet) -> None:
-        if not change.insert:
-            self._write(course, change, {})
-            return
         purchase = course.purchase = self._stages.embed.begin(course.work, change)
         course.awaited = len(purchase.pieces)
         for piece in purchase.pieces.values():
             assert piece.call is not None
-            piece.call.answer.add_done_callback(partial(self._came, course, piece))
+            came = partial(self._came, purchase, piece)
+            piece.call.answer.add_done_callback(partial(self._step, course, came, piece=piece))
         self._write_if_whole(course, purchase)
 
-    def _came(self, course: _Course, piece: Piece, answer: asyncio.Future[Any]) -> None:
-        is_theirs = course.change is not None and piece.document != course.change.key
-        if is_theirs and not answer.cancelled() and answer.exception() is not None:
-            # Refused together with another document's: it is asked for again.
-            if course.work in self._courses:
-                self._end(course, self._stumbled(None))
-            return
-        self._step(course, partial(self._add, piece), answer)
-
-    def _add(self, piece: Piece, course: _Course, vector: Vector) -> None:
-        purchase = course.purchase
-        assert purchase is not None
+    def _came(self, purchase: Purchase, piece: Piece, course: _Course, vector: Vector) -> None:
         purchase.vectors[piece.key] = vector
         course.awaited -= 1
         course.moved_at = self._loop.time()
@@ -205,18 +190,16 @@ class _Company:
     def _write(
         self, course: _Course, change: ChangeSet, vectors: dict[ChunkId, Vector]
     ) -> None:
-        course.change = change
         course.call = self._stages.save.put(course.work, change, vectors)
         course.is_writing = True
-        course.call.answer.add_done_callback(partial(self._step, course, self._written))
+        written = partial(self._written, change)
+        course.call.answer.add_done_callback(partial(self._step, course, written))
 
-    def _written(self, course: _Course, verdict: Verdict) -> None:
-        if verdict is Verdict.FENCED:
-            raise FencedError
-        assert course.change is not None
+    def _written(self, change: ChangeSet, course: _Course, verdict: Verdict) -> None:
+        refuse_fenced(verdict)
         if verdict is Verdict.APPLIED:
-            self._stages.embed.stored(course.change)
-            self._end(course, outcome_of(course.work, course.change))
+            self._stages.embed.stored(change)
+            self._end(course, outcome_of(course.work, change))
         else:
             self._end(course, self._stumbled(None))
 
@@ -225,7 +208,7 @@ class _Company:
         if course.purchase is not None:
             self._stages.embed.end(course.purchase)
             course.purchase = None
-        self._ended.append(_Ended(course.work, how))
+        self._ended.append((course.work, how))
         self._woken.set()
 
     def _stumbled(self, error: Exception | None) -> Stumbled:
