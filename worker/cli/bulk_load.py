@@ -1,7 +1,5 @@
 """The command `bulk-load`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +8,8 @@ from cyclopts import validators
 from worker.cli.indexes import tell
 from worker.cli.output import say, show_json
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
-from worker.cli.progress import watched
+from worker.cli.progress import end_told
 from worker.config import Settings, TelemetryOptions
-from worker.core.progress import Progress, WatchEach
 from worker.errors import WorkerError
 from worker.ops.bulk_load import Ended
 
@@ -63,32 +60,13 @@ def bulk_load(
 
     log_as(_quiet(settings.telemetry))
     asked = bulk_load_job.Asked(names=collection, auto=auto, threshold=threshold, yes=yes)
-    with _unfinished_told() as watch:
+    with end_told((WorkerError, KeyboardInterrupt), _UNFINISHED) as watch:
         loaded = run_loop(bulk_load_job.run(settings, asked, watch))
         if loaded == bulk_load_job.Loaded():
             raise KeyboardInterrupt
     if json:
         show_json(_facts(loaded))
     return _sum_up(loaded, settings)
-
-
-@contextmanager
-def _unfinished_told() -> Iterator[WatchEach]:
-    """Say what is left undone where a load ends before its end."""
-    begun = False
-
-    def watch(name: str, progress: Progress) -> None:
-        nonlocal begun
-        begun = True
-        show(name, progress)
-
-    try:
-        with watched() as show:
-            yield watch
-    except (WorkerError, KeyboardInterrupt):
-        if begun:
-            say(_UNFINISHED)
-        raise
 
 
 def _quiet(options: TelemetryOptions) -> TelemetryOptions:

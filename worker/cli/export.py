@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from worker.cli.output import say, show_json
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
-from worker.cli.progress import watched
+from worker.cli.progress import end_told
 from worker.core.exports import Dtype, RowFormat
-from worker.core.progress import Progress, WatchEach
+from worker.core.progress import WatchEach
 from worker.errors import TransientError
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
@@ -58,20 +58,10 @@ def export(
 @contextmanager
 def _kept_when_ended() -> Iterator[WatchEach]:
     """Say that nothing is lost, where an export that has begun ends before its time."""
-    begun = False
-
-    def watch(name: str, now: Progress) -> None:
-        nonlocal begun
-        begun = True
-        show(name, now)
-
+    words = "ended; what was written down stays, and the same command goes on from there"
     try:
-        with watched() as show:
+        with end_told((KeyboardInterrupt, TransientError), words) as watch:
             yield watch
-    except (KeyboardInterrupt, TransientError):
-        if begun:
-            say("ended; what was written down stays, and the same command goes on from there")
-        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             say("what was written down stays: make room, and the same command goes on")

@@ -36,6 +36,25 @@ def watched() -> Iterator[WatchEach]:
         yield show
 
 
+@contextmanager
+def end_told(errors: tuple[type[BaseException], ...], words: str) -> Iterator[WatchEach]:
+    """Yield the same, and say what becomes of a job that these end once it has begun."""
+    begun = False
+
+    def watch(name: str, now: Progress) -> None:
+        nonlocal begun
+        begun = True
+        show(name, now)
+
+    try:
+        with watched() as show:
+            yield watch
+    except errors:
+        if begun:
+            say(words)
+        raise
+
+
 class Lines:
     """Tells where a phase begins, and at each tenth of it."""
 

@@ -7,9 +7,8 @@ waits in the topic: what is written while an index is built is put into it row b
 end, and so is all that comes later, so a first load is faster without one. At the threshold an
 index is small: it is built in seconds, and a restart of the worker costs little; what that
 leaves behind is repaired by whoever looks next. Of all workers one builds, under the
-collection's lock. One whose index cannot be built
-keeps no other from its own. Never ends a worker: what fails is logged and tried again, ever
-more seldom.
+collection's lock. One whose index cannot be built keeps no other
+from its own. Never ends a worker: what fails is logged and tried again, ever more seldom.
 """
 
 import asyncio
