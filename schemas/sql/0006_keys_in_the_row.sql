@@ -7,7 +7,7 @@ declare
 begin
     for chunks in select format('chunk_%s_%s', id, generation) from collection order by id loop
         execute format(
-            'alter table %I alter column tenant set storage plain, alter column id set storage plain,'
+            'alter table if exists %I alter column tenant set storage plain, alter column id set storage plain,'
             ' alter column chunk_hash set storage plain, set (toast_tuple_target = 256)',
             chunks
         );
@@ -21,7 +21,7 @@ declare
 begin
     for chunks in select format('chunk_%s_%s', id, generation) from collection order by id loop
         execute format(
-            'alter table %I alter column tenant set storage extended, alter column id set storage extended,'
+            'alter table if exists %I alter column tenant set storage extended, alter column id set storage extended,'
             ' alter column chunk_hash set storage extended, set (toast_tuple_target = 128)',
             chunks
         );
