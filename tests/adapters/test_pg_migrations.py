@@ -148,6 +148,15 @@ async def test_tables_of_before_become_like_new_ones(world: PostgresWorld) -> No
     assert await world.fetch(described) == [new]
 
 
+async def test_a_table_of_chunks_that_is_gone_holds_no_migration_up(
+    world: PostgresWorld,
+) -> None:
+    await world.fetch("drop table chunk_1_1 cascade")
+    found = next(one for one in read_migrations() if one.name == "keys_in_the_row")
+    async with world.database.connection() as connection:
+        await connection.execute(found.up)
+
+
 async def test_every_table_view_and_column_is_explained(world: PostgresWorld) -> None:
     rows = await world.fetch(
         "select c.relname, a.attname from pg_class c"
