@@ -303,6 +303,29 @@ async def test_a_build_tells_for_whom_it_waits(
     assert await indexes.found(one) == {Place.MAIN: GOOD}
 
 
+async def test_a_drop_tells_for_whom_it_waits(
+    world: PostgresWorld, indexes: PostgresIndexes
+) -> None:
+    one = await collection(world)
+    async with indexes.locked(one, "a test") as builder:
+        await create(builder)
+        assert await indexes.progress(one) is None
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(30):
+            async with open_snapshot(world) as other:
+                schema = world.database.options.schema
+                await other.execute(f'select from "{schema}".{table_of(one)}')
+                dropping = tasks.create_task(builder.drop(Place.MAIN))
+                while (progress := await indexes.progress(one)) is None:
+                    assert not dropping.done()
+                assert progress == BuildProgress(
+                    "waiting for a transaction's end "
+                    f"(PostgreSQL's process {other.get_server_pid()}, a report)",
+                    None,
+                )
+            await dropping
+    assert await indexes.found(one) == {}
+
+
 async def test_a_build_tells_how_much_is_done(
     world: PostgresWorld, indexes: PostgresIndexes
 ) -> None:

@@ -173,9 +173,11 @@ async def _run(steps: dict[str, tuple[set[str], Step]], only: Sequence[str], whe
     for name, (figures, step) in steps.items():
         if only and not figures & set(only):
             continue
+        sys.stdout.write(f"{when}: {name} ... ")
+        sys.stdout.flush()
         began = monotonic()
         await step()
-        _say(f"{when}: {name} ({monotonic() - began:.0f} s)")
+        _say(f"{monotonic() - began:.0f} s")
 
 
 def _say(*what: str) -> None:

@@ -33,7 +33,7 @@ from worker.adapters.pg_client import Database
 from worker.adapters.pg_documents import chunk_table
 from worker.adapters.pg_export import ExportSnapshot
 from worker.adapters.pg_migrations import Migrations
-from worker.app.export_job import Request, _subject, export
+from worker.app.export_job import Request, export, subject_of
 from worker.config import DatabaseOptions, Settings
 from worker.core.exports import Part
 from worker.core.model import Collection
@@ -184,7 +184,7 @@ def speed(storage: str, runs: list[Run]) -> list[Verdict]:
 async def comparing(settings: Settings, collection: Collection) -> Verdict:
     """Compare all documents with a snapshot, and read all of their rows."""
     request = Request(collection.name, None, "float32", "jsonl", content=False)
-    _, subject = await _subject(settings, request)
+    _, subject = await subject_of(settings, request)
     ratios = []
 
     async def reached(_key: object) -> None:

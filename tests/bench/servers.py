@@ -143,7 +143,7 @@ class Servers:
         try:
             postgres = await sql.fetchval("show server_version")
             vector = await sql.fetchval(
-                "select extversion from pg_extension where extname = 'vector'"
+                "select default_version from pg_available_extensions where name = 'vector'"
             )
         finally:
             await sql.close()

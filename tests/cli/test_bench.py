@@ -13,7 +13,7 @@ import pytest
 from tests.support.orphans import children
 from worker.adapters.kafka_admin import opened_admin
 
-SMALL = ("--characters", "300", "--dimensions", "8", "--latency", "0.01")
+SMALL = ("--characters", "300", "--dimensions", "8")
 PATIENCE_SECONDS = 90
 
 
@@ -25,6 +25,7 @@ PATIENCE_SECONDS = 90
             ("--model", "m", "--yes", "--requests-per-minute", "60"),
             "with --model say --embedding.requests-per-minute, for each worker",
         ),
+        (("--model", "m", "--latency", "0.1"), "leave it away with --model"),
         (("--documents", "99"), "Must be >= 100."),
         (("--latency", "-1"), "Must be >= 0."),
         (("--size", "0"), "Must be >= 1."),
@@ -73,10 +74,12 @@ class TestOnRealParts:
     def start(self):
         """`await start(*arguments)`: the command in a process of its own."""
 
-        async def started(*arguments: str, documents=100) -> asyncio.subprocess.Process:
+        async def started(
+            *arguments: str, documents=100, latency=0.01
+        ) -> asyncio.subprocess.Process:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "worker", "bench", *SMALL, *arguments),
-                *("--documents", str(documents)),
+                *("--documents", str(documents), "--latency", str(latency)),
                 env=dict(os.environ),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -144,6 +147,21 @@ class TestOnRealParts:
         assert process.returncode == 130, err.decode()
         assert b"Traceback" not in err
         assert await left_behind(kafka_options, database) == []
+
+    async def test_an_interrupt_costs_no_figure_that_was_measured(self, start):
+        # What is offered then takes twice as long as these have taken.
+        process = await start(latency=0.5, documents=2_000)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for line in process.stderr:
+                if b"offered" in line:
+                    break
+            process.send_signal(signal.SIGINT)
+            out, _ = await process.communicate()
+        _, _, _, new, again, _, memory = out.decode().splitlines()
+        assert process.returncode == 130
+        assert new.startswith("new documents ")
+        assert again.startswith("published again, unchanged ")
+        assert memory.endswith("MiB at most")
 
     async def test_workers_end_with_a_benchmark_that_is_killed(
         self, start, kafka_options, database

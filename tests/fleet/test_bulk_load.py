@@ -314,6 +314,18 @@ async def test_readers_who_would_miss_their_index_are_asked_for(loading) -> None
     assert await has_valid_index(fleet)
 
 
+async def test_what_would_mean_nothing_is_refused(loading) -> None:
+    fleet = await loading(records=1)
+    bulk_load = ("bulk-load", "--threshold", "10")
+    process = await fleet.start(command=bulk_load, may_die=True)
+    assert await process.ended() == 2
+    assert "--threshold is for --auto" in said(process)
+    await fleet.sql.execute("update collection set index_kind = 'none'")
+    process = await fleet.start(command=("bulk-load", "--collection", "articles"), may_die=True)
+    assert await process.ended() == 2
+    assert "articles should have no index, so there is none to do without" in said(process)
+
+
 async def test_auto_loads_a_first_load_that_is_worth_it_and_no_other(loading) -> None:
     fleet = await loading()
     auto = ("bulk-load", "--auto", "--threshold")

@@ -74,6 +74,7 @@ class Group:
 
     told: list[dict | Exception]
     halted: dict = field(default_factory=dict)
+    held: dict = field(default_factory=dict)
     now: float = 0.0
     seen: list[Progress] = field(default_factory=list)
 
@@ -92,6 +93,7 @@ async def load(group: Group, goal: dict, monkeypatch) -> Ended | None:
         goal,
         group.done,
         halted=lambda: group.halted,
+        held=lambda: group.held,
         stop=stop,
         clock=lambda: group.now,
         watch=group.seen.append,
@@ -129,3 +131,20 @@ async def test_what_is_halted_is_not_waited_for_and_all_else_is(monkeypatch):
     )
     ended = await load(group, goal, monkeypatch)
     assert ended == Ended(13, {ONE: 7}, {ONE: "gone"})
+
+
+async def test_what_nothing_but_held_partitions_waits_for_is_said(monkeypatch):
+    goal = {ONE: Bounds(0, 10), TWO: Bounds(0, 10), THREE: Bounds(0, 10)}
+    before, waiting = {ONE: 10, TWO: 5}, {ONE: 10, TWO: 5, THREE: 5}
+    group = Group(
+        [{}, before, waiting, dict.fromkeys(goal, 10)],
+        halted={THREE: "gone"},
+        held={ONE: "done", TWO: "9 of 10 letters"},
+    )
+    await load(group, goal, monkeypatch)
+    *_, last = group.seen
+    assert last == Progress(
+        "waiting for the cause to end, or for `embedfleet partitions resume` "
+        "(documents/1 is held: 9 of 10 letters)",
+        pytest.approx(2 / 3),
+    )

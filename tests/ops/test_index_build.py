@@ -85,6 +85,8 @@ class Server:
 
     async def drop(self, place):
         self.calls.append(("drop", place))
+        if self.script:
+            await self.told_all.wait()
         del self.there[place]
 
     async def promote(self):
@@ -135,6 +137,14 @@ async def test_what_it_should_be_is_what_was_said_last():
     one = server(there={Place.MAIN: GOOD}, wanted=NO_INDEX)
     built, _ = await run(one)
     assert built.did == ["dropped the index"]
+
+
+async def test_whom_a_drop_waits_for_is_told():
+    waiting = BuildProgress("waiting for a transaction's end (PostgreSQL's process 7)", None)
+    one = server(there={Place.MAIN: GOOD}, wanted=NO_INDEX, script=[waiting])
+    built, told = await run(one)
+    assert built.did == ["dropped the index"]
+    assert told == [Progress("dropping an index"), Progress(waiting.phase)]
 
 
 async def test_a_rebuild_exchanges_it():

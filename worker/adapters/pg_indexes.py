@@ -72,6 +72,12 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
   and l.database = (select oid from pg_database where datname = current_database())
   and l.classid::bigint = {_LOCK_CLASS} and l.objid = to_regclass($1)::oid
 """  # noqa: S608 - built of constants of this module
+_BLOCKER = f"""
+select b.pid as waits_for_pid, a.application_name as waits_for
+from ({_HOLDER}) holder, unnest(pg_blocking_pids(holder.pid)) b (pid)
+left join pg_stat_activity a using (pid)
+limit 1
+"""  # noqa: S608 - the same
 _KEEP_RATE = "update collection set index_rows_per_second = $2 where id = $1"
 _SERVER = """
 select pg_size_bytes(current_setting('shared_buffers')) as shared_buffers_bytes,
@@ -123,11 +129,13 @@ class PostgresIndexes:
         return _places(table, rows)
 
     async def progress(self, collection: Collection) -> BuildProgress | None:
-        """Return how far a build is, None where there is none."""
+        """Return how far a build is, or whom a drop waits for; None where there is neither."""
         table = table_of(collection)
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_PROGRESS, table, _names(table))
-        return None if row is None else _progress(row)
+            if row := await connection.fetchrow(_PROGRESS, table, _names(table)):
+                return _progress(row)
+            blocker = await connection.fetchrow(_BLOCKER, table)
+        return None if blocker is None else _waiting("waiting for a transaction's end", blocker)
 
     async def server(self) -> ServerResources:
         """Return what the server says of its memory and its processes."""
@@ -311,10 +319,16 @@ def _present(row: Any) -> Present:
 
 
 def _progress(row: Any) -> BuildProgress:
-    phase, pid = row["phase"], row["waits_for_pid"]
-    if pid is not None and phase.startswith("waiting"):
-        application = f", {row['waits_for']}" if row["waits_for"] else ""
-        return BuildProgress(f"{phase} (PostgreSQL's process {pid}{application})", None)
+    phase = row["phase"]
+    if row["waits_for_pid"] is not None and phase.startswith("waiting"):
+        return _waiting(phase, row)
     kind = "tuples" if row["tuples_total"] else "blocks"
     total = row[f"{kind}_total"]
     return BuildProgress(phase, row[f"{kind}_done"] / total if total else None)
+
+
+def _waiting(phase: str, row: Any) -> BuildProgress:
+    application = f", {row['waits_for']}" if row["waits_for"] else ""
+    return BuildProgress(
+        f"{phase} (PostgreSQL's process {row['waits_for_pid']}{application})", None
+    )

@@ -10,13 +10,12 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from schemas.events import DocumentUpserted
 from schemas.publisher import Publisher
@@ -37,6 +36,8 @@ from worker.ops.bench import Measurement, Measuring
 
 SCRIPTED_MODEL = "scripted"
 _OFFERED_SECONDS = 20
+Ended = Callable[[Measurement], object]
+"""Is told what was seen of a workload."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +63,27 @@ class Asked:
     requests_per_minute: int | None
 
 
-class Benched(NamedTuple):
-    """What was seen of each workload; `left` says what could not be removed, and why."""
-
-    measurements: list[Measurement]
-    left: str | None = None
-
-
-async def run(settings: Settings, asked: Asked, watch: Watch) -> Benched:
+async def run(settings: Settings, asked: Asked, watch: Watch, ended: Ended) -> str | None:
     """
-    Measure, and remove what was created for it.
+    Measure, and remove what was created for it; each workload is told when it has ended.
+
+    Returns what could not be removed, and why.
 
     Raises:
         ConfigError: a server refuses us, or the settings refuse the documents.
         BrokerUnavailable, StoreUnavailable: nobody to reach.
         JobFailed: what was measured would mean nothing.
     """
-    own = _own(settings)
-    found: list[Measurement] = []
+    own, is_measured = _own(settings), False
     try:
         async with _worked(own, asked, watch) as measured:
-            found += await measured.run()
+            await measured.run(ended)
+            is_measured = True
     except WorkerError as error:
-        if not found:
+        if not is_measured:
             raise
-        return Benched(found, f"{own.database.schema}, topics and schema of that name: {error}")
-    return Benched(found)
+        return f"{own.database.schema}, topics and schema of that name: {error}"
+    return None
 
 
 @asynccontextmanager
@@ -181,14 +177,15 @@ class _Bench:
         self._publisher = publisher
         self._measuring = measuring
 
-    async def run(self) -> list[Measurement]:
+    async def run(self, ended: Ended) -> None:
         """Measure them all."""
         count = self._asked.documents
         documents = partial(bench.documents, self._asked.characters)
         await self._measuring.joined(self._asked.partitions)
         first = await self._workload("new documents", documents(count), count)
+        ended(first)
         again = documents(count, version=2)
-        unchanged = await self._workload("published again, unchanged", again, count)
+        ended(await self._workload("published again, unchanged", again, count))
         rate = first.rate / 2
         offered = min(count, max(2, int(rate * _OFFERED_SECONDS)))
         on_time = bench.on_time(
@@ -198,8 +195,7 @@ class _Bench:
             clock=time.monotonic,
             now=partial(datetime.now, UTC),
         )
-        fresh = await self._workload(f"offered, {rate:,.0f} a second", on_time, offered)
-        return [first, unchanged, fresh]
+        ended(await self._workload(f"offered, {rate:,.0f} a second", on_time, offered))
 
     async def _workload(
         self,

@@ -30,11 +30,11 @@ from worker.app.worker import work
 from worker.config import KafkaOptions, Settings
 from worker.core.lifecycle import Lives, Phase, other_topic
 from worker.core.model import Collection, Partition
-from worker.core.progress import Progress, WatchEach
+from worker.core.progress import WatchEach
 from worker.errors import ConfigError
 from worker.ops import bulk_load
 from worker.ops import search as searching
-from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading
+from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading, Problems
 from worker.ops.index_build import Built, IndexBuild, current
 
 BY = "embedfleet bulk-load"
@@ -147,6 +147,11 @@ class _Job:
             found = [
                 await searching.named(self._catalog, name) for name in dict.fromkeys(names)
             ]
+            if without := [one.name for one in found if one.index.kind == "none"]:
+                raise ConfigError(
+                    f"{without[0]} should have no index, so there is none to do without: name "
+                    "another collection, or let ordinary workers load"
+                )
         else:
             found = await self._catalog.collections()
         facts = [await self.indexes.look(one) for one in found if one.index.kind != "none"]
@@ -165,9 +170,9 @@ class _Job:
 
     async def drop(self, collection: Collection, builder: IndexBuilder) -> None:
         """Drop the index that is there, or what is left of one."""
+        build = self._build(collection)
         for place in await self.indexes.found(collection):
-            self._watch(collection.name, Progress("dropping the index"))
-            await builder.drop(place)
+            await build.drop(builder, collection, place)
 
     async def load(self, goal: Goal) -> Ended | None:
         """Work until the goal is reached; None where a signal came first."""
@@ -178,7 +183,8 @@ class _Job:
             load = Load(
                 goal,
                 self.done,
-                halted=partial(_halted, worker.lives),
+                halted=partial(_problems, worker.lives, Phase.HALTED),
+                held=partial(_problems, worker.lives, Phase.HELD),
                 stop=stop,
                 clock=time.monotonic,
                 watch=partial(self._watch, f"group {settings.kafka.group}"),
@@ -194,13 +200,6 @@ class _Job:
 
     async def build(self, collection: Collection, builder: IndexBuilder) -> Built:
         """Build the index that the collection should have by now."""
-        build = IndexBuild(
-            self.indexes,
-            self._catalog,
-            self._settings.index,
-            clock=time.monotonic,
-            watch=partial(self._watch, collection.name),
-        )
         # A load takes its time, in which it may be said anew what index there should be.
         collection = await current(self._catalog, collection)
         facts = await self.indexes.look(collection)
@@ -209,7 +208,16 @@ class _Job:
                 collection.name, [f"left without an index, which is due at {rows} rows"]
             )
         async with _still_locked(self.indexes, collection, builder) as holding:
-            return await build.under_lock(holding, collection)
+            return await self._build(collection).under_lock(holding, collection)
+
+    def _build(self, collection: Collection) -> IndexBuild:
+        return IndexBuild(
+            self.indexes,
+            self._catalog,
+            self._settings.index,
+            clock=time.monotonic,
+            watch=partial(self._watch, collection.name),
+        )
 
 
 @asynccontextmanager
@@ -224,8 +232,8 @@ async def _still_locked(
         yield another
 
 
-def _halted(lives: Lives) -> Mapping[Partition, str]:
-    return {life.partition: life.problem or "" for life in lives.in_phase(Phase.HALTED)}
+def _problems(lives: Lives, phase: Phase) -> Problems:
+    return {life.partition: life.problem or "" for life in lives.in_phase(phase)}
 
 
 def _as_loader(settings: Settings) -> Settings:

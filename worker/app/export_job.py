@@ -47,14 +47,20 @@ def export(
     """
     if request.metadata == "parquet":
         check_parquet()
-    collection, subject = asyncio.run(_subject(settings, request))
+    collection, subject = asyncio.run(subject_of(settings, request))
     with ExportFolder.open(path, subject, force=force) as folder:
         done = asyncio.run(_read(settings, collection, subject, folder, watch))
         # Outside of any loop, which would hold Ctrl-C up until it is over.
         return Exported(folder.finish(done.moment, watch), done)
 
 
-async def _subject(settings: Settings, request: Request) -> tuple[Collection, Subject]:
+async def subject_of(settings: Settings, request: Request) -> tuple[Collection, Subject]:
+    """
+    Return the collection that is asked for, and what an export of it is of.
+
+    Raises:
+        ConfigError: there is no such collection.
+    """
     async with opened(settings.database) as database:
         collection = await searching.named(PostgresCatalog(database), request.collection)
         name = await database.name()

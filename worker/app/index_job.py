@@ -13,7 +13,7 @@ from worker.adapters.pg_indexes import PostgresIndexes, table_of
 from worker.adapters.pg_readers import Readers, Recall
 from worker.adapters.pgvector_format import index_definition
 from worker.app.jobs import opened
-from worker.config import Settings
+from worker.config import IndexBuildOptions, Settings
 from worker.core.index_facts import IndexFacts
 from worker.core.model import Collection
 from worker.core.progress import WatchEach
@@ -52,6 +52,18 @@ class Jobs(NamedTuple):
         if not names:
             return await self.catalog.collections()
         return [await searching.named(self.catalog, name) for name in dict.fromkeys(names)]
+
+    def build_of(
+        self, collection: Collection, options: IndexBuildOptions, watch: WatchEach
+    ) -> IndexBuild:
+        """Return what works on a collection's index, and tells how far it is."""
+        return IndexBuild(
+            self.indexes,
+            self.catalog,
+            options,
+            clock=time.monotonic,
+            watch=partial(watch, collection.name),
+        )
 
 
 @asynccontextmanager
@@ -94,13 +106,7 @@ async def build(
     async def work(collection: Collection) -> None:
         if not names and not await is_due(jobs.indexes, collection):
             return
-        job = IndexBuild(
-            jobs.indexes,
-            jobs.catalog,
-            settings.index,
-            clock=time.monotonic,
-            watch=partial(watch, collection.name),
-        )
+        job = jobs.build_of(collection, settings.index, watch)
         ended(await job.run(collection, by=BUILDER, rebuild=rebuild))
 
     async with _opened(settings) as jobs:
@@ -121,24 +127,27 @@ async def _check_wanted(jobs: Jobs, collection: Collection) -> None:
         )
 
 
-async def drop(settings: Settings, names: Sequence[str], *, really: bool) -> list[IndexFacts]:
+async def drop(
+    settings: Settings, names: Sequence[str], *, really: bool, watch: WatchEach
+) -> list[IndexFacts]:
     """Drop indexes for good, or only say what that would drop."""
     async with _opened(settings) as jobs:
         found = [await jobs.indexes.look(one) for one in await jobs.named(names)]
         if really:
             for facts in found:
-                await _drop(jobs, facts.collection)
+                build = jobs.build_of(facts.collection, settings.index, watch)
+                await _drop(jobs, facts.collection, build)
     return found
 
 
-async def _drop(jobs: Jobs, collection: Collection) -> None:
+async def _drop(jobs: Jobs, collection: Collection, build: IndexBuild) -> None:
     async with jobs.indexes.locked(collection, DROPPER) as builder:
         # First that there should be none, or a worker would build it again.
         wanted = (await current(jobs.catalog, collection)).index
         index = replace(wanted, kind="none")
         await jobs.catalog.set_index(collection, index)
         for place in await jobs.indexes.found(collection):
-            await builder.drop(place)
+            await build.drop(builder, collection, place)
 
 
 async def set_index(

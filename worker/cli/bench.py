@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.bench_job import Asked
     from worker.ops.bench import Measurement
 
+_LATENCY = 0.05
+_SHARES = (0.5, 0.99)
+
 Documents = Annotated[
     int, option("New documents of the first workload.", validator=validators.Number(gte=100))
 ]
@@ -52,9 +55,9 @@ Model = Annotated[
     ),
 ]
 Latency = Annotated[
-    float,
+    float | None,
     option(
-        "Seconds that the scripted provider takes for a request.",
+        f"Seconds that the scripted provider takes for a request [default: {_LATENCY}].",
         validator=validators.Number(gte=0, lte=60),
     ),
 ]
@@ -66,8 +69,6 @@ Quota = Annotated[
     ),
 ]
 Yes = Annotated[bool, switch("--yes", "With --model: send the texts, whatever that costs.")]
-
-_SHARES = (0.5, 0.99)
 
 
 def bench(
@@ -81,7 +82,7 @@ def bench(
     dimensions: Dimensions = 1536,
     index: Index = False,
     model: Model = None,
-    latency: Latency = 0.05,
+    latency: Latency = None,
     requests_per_minute: Quota = None,
     yes: Yes = False,
     json: Json = False,
@@ -98,6 +99,8 @@ def bench(
             "--requests-per-minute is what the scripted provider takes; with --model say "
             "--embedding.requests-per-minute, for each worker"
         )
+    if model is not None and latency is not None:
+        raise ConfigError("--latency is the scripted provider's; leave it away with --model")
     asked = bench_job.Asked(
         documents=documents,
         characters=characters,
@@ -108,7 +111,7 @@ def bench(
         dimensions=dimensions,
         has_index=index,
         model=model,
-        latency_seconds=latency,
+        latency_seconds=_LATENCY if latency is None else latency,
         requests_per_minute=requests_per_minute,
     )
     if model is not None and not yes:
@@ -119,14 +122,18 @@ def bench(
             f"{settings.embedding.url}"
         )
         return 1
-    with watched() as watch:
-        benched = run_loop(bench_job.run(settings, asked, partial(watch, "bench")))
-    if json:
-        show_json([_facts(one) for one in benched.measurements])
-    else:
-        _show(benched.measurements, asked, settings)
-    if benched.left is not None:
-        say(f"left behind: {benched.left}")
+    found: list[Measurement] = []
+    try:
+        with watched() as watch:
+            job = bench_job.run(settings, asked, partial(watch, "bench"), found.append)
+            left = run_loop(job)
+    finally:
+        if found and json:
+            show_json([_facts(one) for one in found])
+        elif found:
+            _show(found, asked, settings)
+    if left is not None:
+        say(f"left behind: {left}")
         return 1
     return 0
 
@@ -144,8 +151,9 @@ def _show(found: list["Measurement"], asked: "Asked", settings: Settings) -> Non
     )
     head = ("workload", "documents/s", "cpu us each", "chunks embedded", "requests for 1,000")
     show_table(head, map(_row, found), empty="")
-    *_, offered = found
-    show(f"\nsearchable after: {', '.join(map(_late, _lateness(offered).items()))}")
+    show("")
+    for offered in found[2:]:
+        show(f"searchable after: {', '.join(map(_late, _lateness(offered).items()))}")
     peak = max(one.peak_bytes for one in found)
     show(f"memory of a worker: {peak / 2**20:.0f} MiB at most")
     if refused := sum(one.used.refused for one in found):

@@ -10,11 +10,13 @@ from worker.cli.output import say, show_json
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, option, switch
 from worker.cli.progress import end_told
 from worker.config import Settings, TelemetryOptions
-from worker.errors import WorkerError
+from worker.errors import ConfigError, WorkerError
 from worker.ops.bulk_load import Ended
 
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.bulk_load_job import Loaded
+
+_WORTH_IT = 50_000
 
 Collections = Annotated[
     tuple[str, ...],
@@ -29,9 +31,10 @@ Auto = Annotated[
     bool, switch("--auto", "Only a first load that is worth it; else say why not, and exit 0.")
 ]
 Threshold = Annotated[
-    int,
+    int | None,
     option(
-        "Records that must wait for --auto to load: fewer are done within minutes anyway.",
+        "Records that must wait for --auto to load: fewer are done within minutes anyway "
+        f"[default: {_WORTH_IT:,}].",
         validator=validators.Number(gte=1),
     ),
 ]
@@ -49,7 +52,7 @@ def bulk_load(
     *,
     collection: Collections = (),
     auto: Auto = False,
-    threshold: Threshold = 50_000,
+    threshold: Threshold = None,
     yes: Yes = False,
     json: Json = False,
     settings: WithSettings = DEFAULTS,
@@ -58,8 +61,12 @@ def bulk_load(
     from worker.app import bulk_load_job
     from worker.app.process import log_as, run_loop
 
+    if threshold is not None and not auto:
+        raise ConfigError("--threshold is for --auto: without it everything is loaded")
     log_as(_quiet(settings.telemetry))
-    asked = bulk_load_job.Asked(names=collection, auto=auto, threshold=threshold, yes=yes)
+    asked = bulk_load_job.Asked(
+        names=collection, auto=auto, threshold=threshold or _WORTH_IT, yes=yes
+    )
     with end_told((WorkerError, KeyboardInterrupt), _UNFINISHED) as watch:
         loaded = run_loop(bulk_load_job.run(settings, asked, watch))
         if loaded == bulk_load_job.Loaded():

@@ -8,7 +8,7 @@ from cyclopts import validators
 from worker.cli.index_flags import UNSAID, IndexFlags
 from worker.cli.output import say, show, show_json, show_table
 from worker.cli.parameters import DEFAULTS, Json, WithSettings, Yes, option, switch
-from worker.cli.progress import watched
+from worker.cli.progress import end_told
 from worker.core.vector_index import WRONG, State, VectorIndex
 from worker.errors import ConfigError
 from worker.ops.index_build import Built
@@ -37,6 +37,7 @@ Due = Annotated[bool, switch("--due", "All that are due or not valid; for cron."
 Rebuild = Annotated[bool, switch("--rebuild", "Also what is as it should be, in its place.")]
 
 _NAMELESS = "name the collections"
+_INTERRUPTED = "interrupted: what was begun is not valid; call it again, and it begins anew"
 
 
 def status(
@@ -101,15 +102,12 @@ def build(
         raise ConfigError("--rebuild is for collections that are named")
     done: list[Built] = []
     try:
-        with watched() as watch:
+        with end_told((KeyboardInterrupt,), _INTERRUPTED) as watch:
             asyncio.run(
                 index_job.build(
                     settings, names, rebuild=rebuild, watch=watch, ended=done.append
                 )
             )
-    except KeyboardInterrupt:
-        say("interrupted: what was begun is not valid; call it again, and it begins anew")
-        raise
     finally:
         for built in done:
             tell(built)
@@ -132,7 +130,8 @@ def drop(
 
     if not names:
         raise ConfigError(f"{_NAMELESS} whose index is to be dropped")
-    found = asyncio.run(index_job.drop(settings, names, really=yes))
+    with end_told((KeyboardInterrupt,), _INTERRUPTED) as watch:
+        found = asyncio.run(index_job.drop(settings, names, really=yes, watch=watch))
     if json:
         show_json(
             [

@@ -37,6 +37,7 @@ class Bounds(NamedTuple):
 
 Goal = Mapping[Partition, Bounds]
 Done = Mapping[Partition, int | None]
+Problems = Mapping[Partition, str]
 
 
 class Loading(NamedTuple):
@@ -96,7 +97,8 @@ class Load:
     """
     Watches a worker until the goal is reached, and stops it then.
 
-    `halted` tells which partitions of this worker wait for an operator, and why.
+    Which partitions of this worker are `halted` or `held`, and why, is told: of those that wait
+    for an operator, it waits for the held ones, which may also go on by themselves.
     """
 
     def __init__(
@@ -104,7 +106,8 @@ class Load:
         goal: Goal,
         done: Callable[[], Awaitable[Done]],
         *,
-        halted: Callable[[], Mapping[Partition, str]],
+        halted: Callable[[], Problems],
+        held: Callable[[], Problems],
         stop: asyncio.Event,
         clock: Clock,
         watch: Watch,
@@ -112,6 +115,7 @@ class Load:
         self._goal = goal
         self._done = done
         self._halted = halted
+        self._held = held
         self._stop = stop
         self._clock = clock
         self._watch = watch
@@ -123,7 +127,7 @@ class Load:
         all_, began = sum(before.values()), self._clock()
         while True:
             left = left_of(self._goal, await self._patiently_done())
-            halted = {part: why for part, why in self._halted().items() if part in left}
+            halted, held = _of(left, self._halted()), _of(left, self._held())
             records = all_ - sum(left.values())
             if left.keys() == halted.keys():
                 self.ended = Ended(records, left, halted)
@@ -131,7 +135,10 @@ class Load:
                 return
             share = records / all_ if all_ else 0.0
             left_seconds = Pace(began, 0.0).left_seconds(self._clock(), share)
-            self._watch(Progress("loading", share, left_seconds, _detail(left)))
+            if left.keys() == halted.keys() | held.keys():
+                self._watch(Progress(_held(held), share))
+            else:
+                self._watch(Progress("loading", share, left_seconds, _detail(left)))
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _patiently_done(self) -> Done:
@@ -139,6 +146,16 @@ class Load:
             with suppress(TransientError):
                 return await self._done()
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _of(left: Mapping[Partition, int], problems: Problems) -> dict[Partition, str]:
+    return {partition: why for partition, why in problems.items() if partition in left}
+
+
+def _held(held: Problems) -> str:
+    """Say what nothing but held partitions waits for."""
+    each = "; ".join(f"{partition.name} is held: {why}" for partition, why in held.items())
+    return f"waiting for the cause to end, or for `embedfleet partitions resume` ({each})"
 
 
 def _detail(left: Mapping[Partition, int]) -> str:

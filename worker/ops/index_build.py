@@ -7,10 +7,10 @@ Never stops readers or writers.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from worker.config import IndexBuildOptions
 from worker.core.index_facts import BuildProgress, IndexFacts
@@ -78,7 +78,7 @@ class Indexes(Protocol):
         """Return which indexes there are; that costs next to nothing."""
 
     async def progress(self, collection: Collection) -> BuildProgress | None:
-        """Return how far a build is, None where there is none."""
+        """Return how far a build is, or whom a drop waits for; None where there is neither."""
 
     async def keep_rate(self, collection: Collection, rows_per_second: float) -> None:
         """Keep how fast an index was built."""
@@ -176,13 +176,17 @@ class IndexBuild:
                 rows, seconds = await self._create(builder, collection, step.place)
                 built = built._replace(rows=rows, seconds=seconds)
             elif isinstance(step, Drop):
-                self._watch(Progress("dropping an index"))
-                await builder.drop(step.place)
+                await self.drop(builder, collection, step.place)
             else:
                 self._watch(Progress("putting the new index in its place"))
                 await builder.promote()
             built.did.append(_did(step))
         return built._replace(notices=tuple(builder.notices))
+
+    async def drop(self, builder: Builder, collection: Collection, place: Place) -> None:
+        """Take an index away, under its lock."""
+        self._watch(Progress("dropping an index"))
+        await self._followed(collection, builder.drop(place))
 
     async def _create(
         self, builder: Builder, collection: Collection, place: Place
@@ -191,20 +195,16 @@ class IndexBuild:
         rows = await builder.count()
         memory_bytes = memory_for(self._options, collection, rows)
         began = self._clock()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                building = tasks.create_task(
-                    builder.create(
-                        place,
-                        collection.index,
-                        rows=rows,
-                        memory_bytes=memory_bytes,
-                        workers=self._options.parallel_workers,
-                    )
-                )
-                await self._follow(collection, building)
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await self._followed(
+            collection,
+            builder.create(
+                place,
+                collection.index,
+                rows=rows,
+                memory_bytes=memory_bytes,
+                workers=self._options.parallel_workers,
+            ),
+        )
         seconds = self._clock() - began
         self._watch(Progress("analysing"))
         await builder.analyse()
@@ -212,8 +212,16 @@ class IndexBuild:
             await self._indexes.keep_rate(collection, rows / seconds)
         return rows, seconds
 
+    async def _followed(self, collection: Collection, work: Coroutine[Any, Any, None]) -> None:
+        """Await what is done about an index, and tell how far that is meanwhile."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._follow(collection, tasks.create_task(work))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
     async def _follow(self, collection: Collection, building: asyncio.Task[None]) -> None:
-        """Tell how far a build is until it has ended."""
+        """Tell how far a build or a drop is until it has ended."""
         phase, pace = None, Pace(self._clock(), 0.0)
         while not building.done():
             await asyncio.wait({building}, timeout=_LOOK_SECONDS)
