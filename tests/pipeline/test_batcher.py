@@ -203,6 +203,24 @@ def test_a_batch_that_has_room_lingers_while_more_is_to_come():
     run(story())
 
 
+def test_lingering_ends_with_its_timer_whatever_the_clock_says_then(monkeypatch):
+    """uvloop's clock and timers count whole milliseconds, and differ in the last bit."""
+
+    async def story():
+        loop = asyncio.get_running_loop()
+        at = loop.call_at
+        monkeypatch.setattr(
+            loop, "call_at", lambda when, *more, **how: at(when - 1e-6, *more, **how)
+        )
+        async with asyncio.TaskGroup() as group, asyncio.timeout(9):
+            worked = Worked(
+                group, most=2, held=False, linger_seconds=1, more_to_come=lambda: True
+            )
+            await worked.batcher.submit(1)
+
+    run(story())
+
+
 def test_what_is_full_goes_at_once_and_the_rest_lingers():
     async def story():
         loop = asyncio.get_running_loop()

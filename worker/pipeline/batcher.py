@@ -129,7 +129,7 @@ class Batcher(Generic[In, Out]):
         self._apart = apart
         self._linger_seconds = linger_seconds
         self._more_to_come = more_to_come
-        self._lingers_until: float | None = None
+        self._lingering: asyncio.Event | None = None
         self._waiting: OrderedDict[Hashable, _Line[In, Out]] = OrderedDict()
         self._pump_is_due = False
         self._left = 0
@@ -224,16 +224,22 @@ class Batcher(Generic[In, Out]):
         """Tell whether the next batch waits to grow, and look again when that is over."""
         may_grow = self._linger_seconds > 0 and self._more_to_come()
         if not may_grow or most <= len(list(_wanted(calls))):
-            self._lingers_until = None
+            self._lingering = None
             return False
-        loop = asyncio.get_running_loop()
-        if self._lingers_until is None:
-            self._lingers_until = loop.time() + self._linger_seconds
-            loop.call_at(self._lingers_until, self._schedule, loop)
-        if loop.time() < self._lingers_until:
+        if self._lingering is None:
+            self._lingering = lingering = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._linger_seconds, self._end_lingering, lingering, loop)
+        if not self._lingering.is_set():
             return True
-        self._lingers_until = None
+        self._lingering = None
         return False
+
+    def _end_lingering(self, lingering: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+        # The timer says when it is over, never the clock: by that one uvloop's timers may be
+        # early, by the last bit, and perhaps nobody ever looks again.
+        lingering.set()
+        self._schedule(loop)
 
     async def _run(self, calls: list[Call[In, Out]]) -> None:
         loop = asyncio.get_running_loop()
