@@ -126,7 +126,7 @@ class Bench:
         self.seen.overloaded.append(await workloads.overloaded(self._servers, self._seconds))
 
     async def _skewed(self) -> None:
-        self.seen.skewed.append(await workloads.skewed(self._servers, self._seconds))
+        self.seen.skewed.append(await workloads.skewed(self._servers, self._seconds / 2))
 
     async def _scaled(self) -> None:
         one, eight = [

@@ -72,6 +72,31 @@ def test_a_batch_is_as_large_as_take_says():
     run(story())
 
 
+def test_what_fills_a_batch_goes_on_where_one_has_ended_and_the_rest_a_turn_later():
+    async def story():
+        loop = asyncio.get_running_loop()
+        seen = []
+
+        async def work(items):
+            seen.append(items)
+            await asyncio.sleep(1)
+            loop.call_soon(seen.append, "a turn")
+            return items
+
+        async with asyncio.TaskGroup() as group:
+            batcher = Batcher(
+                work,
+                spawn=group.create_task,
+                slots=1,
+                take=lambda items: len(list(islice(items, 2))),
+            )
+            for number in range(5):
+                group.create_task(batcher.submit(number))
+        assert seen == [[0, 1], [2, 3], "a turn", "a turn", [4], "a turn"]
+
+    run(story())
+
+
 def test_one_item_s_error_is_its_own():
     async def story():
         async with asyncio.TaskGroup() as group:

@@ -201,13 +201,16 @@ class Batcher(Generic[In, Out]):
             self.working += 1
             self._spawn(self._run(calls))
 
-    def _next_batch(self) -> list[Call[In, Out]]:
+    def _next_batch(self, *, full: bool = False) -> list[Call[In, Out]]:
+        """Return what goes next, nothing while it lingers, or has room and should be `full`."""
         while self._waiting:
             group, calls = next(iter(self._waiting.items()))
             # Would it hold one more like the first? Then it has room.
             most = self._take(chain(_wanted(calls), islice(_wanted(calls), 1)))
-            if self._lingers(calls, most):
+            has_room = len(list(islice(_wanted(calls), most))) < most
+            if has_room and (full or self._lingers()):
                 return []
+            self._lingering = None
             del self._waiting[group]
             batch: list[Call[In, Out]] = []
             while calls and len(batch) < most:
@@ -220,20 +223,15 @@ class Batcher(Generic[In, Out]):
                 return batch
         return []
 
-    def _lingers(self, calls: Iterable[Call[In, Out]], most: int) -> bool:
-        """Tell whether the next batch waits to grow, and look again when that is over."""
-        may_grow = self._linger_seconds > 0 and self._more_to_come()
-        if not may_grow or most <= len(list(_wanted(calls))):
-            self._lingering = None
+    def _lingers(self) -> bool:
+        """Tell whether a batch that has room waits to grow; it is looked at when that ends."""
+        if self._linger_seconds == 0 or not self._more_to_come():
             return False
         if self._lingering is None:
             self._lingering = lingering = asyncio.Event()
             loop = asyncio.get_running_loop()
             loop.call_later(self._linger_seconds, self._end_lingering, lingering, loop)
-        if not self._lingering.is_set():
-            return True
-        self._lingering = None
-        return False
+        return not self._lingering.is_set()
 
     def _end_lingering(self, lingering: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
         # The timer says when it is over, never the clock: by that one uvloop's timers may be
@@ -242,8 +240,17 @@ class Batcher(Generic[In, Out]):
         self._schedule(loop)
 
     async def _run(self, calls: list[Call[In, Out]]) -> None:
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+        try:
+            while calls:
+                await self._carry(calls)
+                # What fills a batch already has nothing to wait a turn of the loop for.
+                calls = self._next_batch(full=True)
+        finally:
+            self.working -= 1
+            self._schedule(asyncio.get_running_loop())
+
+    async def _carry(self, calls: list[Call[In, Out]]) -> None:
+        ended = asyncio.get_running_loop().create_future()
         # Whoever left since the batch was made up does not wait for its end.
         calls = [call for call in calls if not call.left]
         for call in calls:
@@ -255,8 +262,6 @@ class Batcher(Generic[In, Out]):
                 call.answer.cancel()
                 del call.item
             ended.set_result(None)
-            self.working -= 1
-            self._schedule(loop)
 
     async def _answer(self, calls: list[Call[In, Out]]) -> None:
         if not calls:
