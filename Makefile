@@ -57,8 +57,8 @@ model: .venv/installed  ## Check the model of the protocol with TLC; MODEL=--wri
 mutation: .venv/installed  ## Change the core and see that its tests notice; M=offsets: one module.
 	$(PYTHON) -m tests.mutation.run $(M)
 
-bench: .venv/installed bench-peers  ## Measure workers beside their peers; B="--only P7 --peers none": a part.
-	UV=$(UV) $(PYTHON) -m tests.bench $(B)
+bench: .venv/installed | $(UV)  ## Measure workers beside their peers; B="--only P7 --peers none": a part.
+	UV=$(UV) $(PYTHON) -m tests.bench $(B)  # which installs the peers that it meets
 
 bench-failures: .venv/installed  ## Measure what failures cost: storms of 429, errors, refused texts.
 	$(PYTHON) -m tests.bench.failure_policy
