@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+UNBUFFERED = "PYTHONUNBUFFERED"
+
 
 @pytest.mark.parametrize(
     ("closed", "arguments", "code"),
@@ -24,3 +26,35 @@ def test_a_closed_stream_changes_no_end(closed, arguments, code):
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
+
+
+_SHOWS_AND_FAILS = """
+import sys
+from worker.cli import root
+from worker.cli.output import show
+from worker.errors import JobFailed
+
+def run(arguments, secrets):
+    show("what was measured")
+    raise JobFailed("why it has failed")
+
+root._run = run
+sys.exit(root.main([]))
+"""
+
+
+def test_what_was_shown_before_a_failure_hides_it_from_nobody_where_the_pipe_is_closed():
+    """As `| tee` leaves it at Ctrl-C."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    environment = {name: value for name, value in os.environ.items() if name != UNBUFFERED}
+    ended = subprocess.run(
+        [sys.executable, "-c", _SHOWS_AND_FAILS],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (2, "embedfleet: why it has failed\n")

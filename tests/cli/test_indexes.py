@@ -271,15 +271,18 @@ async def test_doctor_tells_of_an_index_that_is_due(docs, embedfleet_beside):
 
 
 @asynccontextmanager
-async def building(docs: PostgresIndexes, database: Database):
+async def building(
+    docs: PostgresIndexes, database: Database, what=("build", "docs"), waits="old snapshots"
+):
     """Run `index build docs` as a process, until it waits for a transaction of ours."""
     other = await asyncpg.connect(database.options.url)
     process = None
     try:
         async with other.transaction(isolation="repeatable_read"):
-            await other.execute("select count(*) from pg_class")
+            schema = database.options.schema
+            await other.execute(f'select count(*) from "{schema}".chunk_1_1')
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker", "index", "build", "docs"),
+                *(sys.executable, "-m", "worker", "index", *what),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
             )
@@ -287,7 +290,7 @@ async def building(docs: PostgresIndexes, database: Database):
             async with asyncio.timeout(60):
                 while True:
                     progress = await docs.progress(one)
-                    if progress is not None and "old snapshots" in progress.phase:
+                    if progress is not None and waits in progress.phase:
                         break
                     assert process.returncode is None
             yield process
@@ -322,6 +325,20 @@ async def test_ctrl_c_ends_the_build_on_the_server_and_the_next_call_repairs(
     built = await embedfleet_beside("index", "build", "docs", "--json")
     assert built.json[0]["did"] == ["dropped the index", "built the index"]
     assert await found(migrated) == {Place.MAIN: GOOD}
+
+
+async def test_ctrl_c_ends_a_drop_and_the_next_call_goes_on(docs, migrated, embedfleet_beside):
+    assert (await embedfleet_beside("index", "build", "docs")).code == 0
+    what, waits = ("drop", "docs", "--yes"), "waiting for a transaction's end"
+    async with building(docs, migrated, what, waits) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
+        assert process.returncode == 130
+        assert b"interrupted: there should be no index any more" in said
+    again = await embedfleet_beside("index", "drop", "docs", "--yes")
+    assert again.code == 0
+    assert "is gone, and none is built again" in again.err
+    assert await found(migrated) == {}
 
 
 async def test_a_build_that_was_killed_ends_on_the_server_and_the_next_call_repairs(

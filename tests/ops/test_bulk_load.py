@@ -9,7 +9,7 @@ from worker.core.model import Partition
 from worker.core.progress import Progress
 from worker.core.vector_index import State
 from worker.errors import StoreUnavailable
-from worker.ops.bulk_load import Bounds, Ended, Load, Loading, left_of, missed, why_not
+from worker.ops.bulk_load import Bounds, Ended, Load, Loading, Seen, left_of, missed, why_not
 
 ONE, TWO, THREE, FOUR = (Partition("documents", number) for number in range(4))
 EMPTY = Loading("docs", 0, State.EARLY)
@@ -78,12 +78,12 @@ class Group:
     now: float = 0.0
     seen: list[Progress] = field(default_factory=list)
 
-    async def done(self):
+    async def look(self):
         found = self.told.pop(0) if len(self.told) > 1 else self.told[0]
         if isinstance(found, Exception):
             raise found
         self.now += 10
-        return found
+        return Seen(found, self.held)
 
 
 async def load(group: Group, goal: dict, monkeypatch) -> Ended | None:
@@ -91,9 +91,8 @@ async def load(group: Group, goal: dict, monkeypatch) -> Ended | None:
     stop = asyncio.Event()
     one = Load(
         goal,
-        group.done,
+        group.look,
         halted=lambda: group.halted,
-        held=lambda: group.held,
         stop=stop,
         clock=lambda: group.now,
         watch=group.seen.append,
@@ -144,7 +143,8 @@ async def test_what_nothing_but_held_partitions_waits_for_is_said(monkeypatch):
     await load(group, goal, monkeypatch)
     *_, last = group.seen
     assert last == Progress(
-        "waiting for the cause to end, or for `embedfleet partitions resume` "
-        "(documents/1 is held: 9 of 10 letters)",
+        "waiting for partitions that are held (`embedfleet partitions resume`)",
         pytest.approx(2 / 3),
+        None,
+        "10 records to go in documents/1, documents/2; documents/1: 9 of 10 letters",
     )

@@ -73,10 +73,10 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
   and l.classid::bigint = {_LOCK_CLASS} and l.objid = to_regclass($1)::oid
 """  # noqa: S608 - built of constants of this module
 _BLOCKER = f"""
-select b.pid as waits_for_pid, a.application_name as waits_for
+select a.pid as waits_for_pid, a.application_name as waits_for
 from ({_HOLDER}) holder, unnest(pg_blocking_pids(holder.pid)) b (pid)
 left join pg_stat_activity a using (pid)
-limit 1
+order by a.pid limit 1
 """  # noqa: S608 - the same
 _KEEP_RATE = "update collection set index_rows_per_second = $2 where id = $1"
 _SERVER = """
@@ -328,7 +328,6 @@ def _progress(row: Any) -> BuildProgress:
 
 
 def _waiting(phase: str, row: Any) -> BuildProgress:
-    application = f", {row['waits_for']}" if row["waits_for"] else ""
-    return BuildProgress(
-        f"{phase} (PostgreSQL's process {row['waits_for_pid']}{application})", None
-    )
+    pid, application = row["waits_for_pid"], row["waits_for"]
+    who = "a prepared transaction" if pid is None else f"PostgreSQL's process {pid}"
+    return BuildProgress(f"{phase} ({who}{f', {application}' if application else ''})", None)

@@ -36,8 +36,6 @@ from worker.ops.bench import Measurement, Measuring
 
 SCRIPTED_MODEL = "scripted"
 _OFFERED_SECONDS = 20
-Ended = Callable[[Measurement], object]
-"""Is told what was seen of a workload."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +61,21 @@ class Asked:
     requests_per_minute: int | None
 
 
-async def run(settings: Settings, asked: Asked, watch: Watch, ended: Ended) -> str | None:
+async def run(
+    settings: Settings, asked: Asked, watch: Watch, ended: Callable[[Measurement], object]
+) -> str | None:
     """
-    Measure, and remove what was created for it; each workload is told when it has ended.
+    Measure, and remove what was created for it; `ended` is told of each workload.
 
     Returns what could not be removed, and why.
 
     Raises:
         ConfigError: a server refuses us, or the settings refuse the documents.
         BrokerUnavailable, StoreUnavailable: nobody to reach.
-        JobFailed: what was measured would mean nothing.
+        JobFailed: what would be measured from then on would mean nothing.
     """
-    own, is_measured = _own(settings), False
+    own = _own(settings)
+    is_measured = False
     try:
         async with _worked(own, asked, watch) as measured:
             await measured.run(ended)
@@ -177,7 +178,7 @@ class _Bench:
         self._publisher = publisher
         self._measuring = measuring
 
-    async def run(self, ended: Ended) -> None:
+    async def run(self, ended: Callable[[Measurement], object]) -> None:
         """Measure them all."""
         count = self._asked.documents
         documents = partial(bench.documents, self._asked.characters)

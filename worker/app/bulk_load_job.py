@@ -34,7 +34,7 @@ from worker.core.progress import WatchEach
 from worker.errors import ConfigError
 from worker.ops import bulk_load
 from worker.ops import search as searching
-from worker.ops.bulk_load import Bounds, Done, Ended, Goal, Load, Loading, Problems
+from worker.ops.bulk_load import Bounds, Ended, Goal, Load, Loading, Problems, Seen
 from worker.ops.index_build import Built, IndexBuild, current
 
 BY = "embedfleet bulk-load"
@@ -79,8 +79,8 @@ async def run(settings: Settings, asked: Asked, watch: WatchEach) -> Loaded:
     goal, topic_ids = await _goal(settings.kafka)
     async with opened(settings.database) as database, AsyncExitStack() as stack:
         job = _Job(settings, database, topic_ids, watch)
-        indexed = await job.indexed(asked.names)
-        lag = sum(bulk_load.left_of(goal, await job.done()).values())
+        indexed = await job.indexed(asked)
+        lag = sum(bulk_load.left_of(goal, (await job.seen()).done).values())
         refused = _refused(asked, lag, [one for _, one in indexed])
         if refused is not None:
             return refused
@@ -141,13 +141,18 @@ class _Job:
         self._progress = PostgresProgress(database)
         self.indexes = PostgresIndexes(database)
 
-    async def indexed(self, names: Sequence[str]) -> list[tuple[Collection, Loading]]:
-        """Return the collections that should have an index, and how that is."""
-        if names:
-            found = [
-                await searching.named(self._catalog, name) for name in dict.fromkeys(names)
-            ]
-            if without := [one.name for one in found if one.index.kind == "none"]:
+    async def indexed(self, asked: Asked) -> list[tuple[Collection, Loading]]:
+        """
+        Return the collections that should have an index, and how that is.
+
+        Raises:
+            ConfigError: one that is named should have none, and would be loaded all the same.
+        """
+        if asked.names:
+            names = dict.fromkeys(asked.names)
+            found = [await searching.named(self._catalog, name) for name in names]
+            without = [one.name for one in found if one.index.kind == "none"]
+            if without and not asked.auto:
                 raise ConfigError(
                     f"{without[0]} should have no index, so there is none to do without: name "
                     "another collection, or let ordinary workers load"
@@ -159,14 +164,21 @@ class _Job:
             (one.collection, Loading(one.collection.name, one.rows, one.state)) for one in facts
         ]
 
-    async def done(self) -> Done:
+    async def seen(self) -> Seen:
         """Return how far the table is with each partition, of which it knows this log."""
-        known = await self._progress.partitions(self._settings.kafka.group)
-        return {
-            Partition(one.topic, one.partition): one.next_offset
-            for one in known
+        known = {
+            Partition(one.topic, one.partition): one
+            for one in await self._progress.partitions(self._settings.kafka.group)
             if other_topic(one.topic_id, self._topic_ids.get(one.topic)) is None
         }
+        return Seen(
+            done={place: one.next_offset for place, one in known.items()},
+            held={
+                place: one.held_because
+                for place, one in known.items()
+                if one.held_because is not None
+            },
+        )
 
     async def drop(self, collection: Collection, builder: IndexBuilder) -> None:
         """Drop the index that is there, or what is left of one."""
@@ -182,9 +194,8 @@ class _Job:
         def watch_goal(worker: Worker, _database: Database, _observation: Observation) -> None:
             load = Load(
                 goal,
-                self.done,
-                halted=partial(_problems, worker.lives, Phase.HALTED),
-                held=partial(_problems, worker.lives, Phase.HELD),
+                self.seen,
+                halted=partial(_halted, worker.lives),
                 stop=stop,
                 clock=time.monotonic,
                 watch=partial(self._watch, f"group {settings.kafka.group}"),
@@ -232,8 +243,8 @@ async def _still_locked(
         yield another
 
 
-def _problems(lives: Lives, phase: Phase) -> Problems:
-    return {life.partition: life.problem or "" for life in lives.in_phase(phase)}
+def _halted(lives: Lives) -> Problems:
+    return {life.partition: life.problem or "" for life in lives.in_phase(Phase.HALTED)}
 
 
 def _as_loader(settings: Settings) -> Settings:

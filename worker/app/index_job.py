@@ -128,16 +128,21 @@ async def _check_wanted(jobs: Jobs, collection: Collection) -> None:
 
 
 async def drop(
-    settings: Settings, names: Sequence[str], *, really: bool, watch: WatchEach
-) -> list[IndexFacts]:
+    settings: Settings,
+    names: Sequence[str],
+    *,
+    really: bool,
+    watch: WatchEach,
+    ended: Callable[[IndexFacts], object],
+) -> None:
     """Drop indexes for good, or only say what that would drop."""
     async with _opened(settings) as jobs:
         found = [await jobs.indexes.look(one) for one in await jobs.named(names)]
-        if really:
-            for facts in found:
+        for facts in found:
+            if really:
                 build = jobs.build_of(facts.collection, settings.index, watch)
                 await _drop(jobs, facts.collection, build)
-    return found
+            ended(facts)
 
 
 async def _drop(jobs: Jobs, collection: Collection, build: IndexBuild) -> None:

@@ -1,5 +1,6 @@
 """The command `bench`."""
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.bench_job import Asked
     from worker.ops.bench import Measurement
 
-_LATENCY = 0.05
+_LATENCY_SECONDS = 0.05
 _SHARES = (0.5, 0.99)
 
 Documents = Annotated[
@@ -57,7 +58,8 @@ Model = Annotated[
 Latency = Annotated[
     float | None,
     option(
-        f"Seconds that the scripted provider takes for a request [default: {_LATENCY}].",
+        "Seconds that the scripted provider takes for a request [default: "
+        f"{_LATENCY_SECONDS}].",
         validator=validators.Number(gte=0, lte=60),
     ),
 ]
@@ -91,6 +93,7 @@ def bench(
     """Measure workers on this Kafka and this PostgreSQL."""
     from worker.app import bench_job
     from worker.app.process import run_loop
+    from worker.ops.bench import WORKLOADS
 
     if workers > partitions:
         raise ConfigError(f"{workers} workers need as many partitions: say --partitions")
@@ -111,7 +114,7 @@ def bench(
         dimensions=dimensions,
         has_index=index,
         model=model,
-        latency_seconds=_LATENCY if latency is None else latency,
+        latency_seconds=_LATENCY_SECONDS if latency is None else latency,
         requests_per_minute=requests_per_minute,
     )
     if model is not None and not yes:
@@ -127,18 +130,31 @@ def bench(
         with watched() as watch:
             job = bench_job.run(settings, asked, partial(watch, "bench"), found.append)
             left = run_loop(job)
-    finally:
-        if found and json:
-            show_json([_facts(one) for one in found])
-        elif found:
-            _show(found, asked, settings)
+    except BaseException:
+        if found:
+            say(f"ended after {len(found)} of {WORKLOADS} workloads:")
+            with suppress(OSError):  # what has ended it is told
+                _tell(found, asked, settings, json=json)
+        raise
+    _tell(found, asked, settings, json=json)
     if left is not None:
         say(f"left behind: {left}")
         return 1
     return 0
 
 
+def _tell(
+    found: list["Measurement"], asked: "Asked", settings: Settings, *, json: bool
+) -> None:
+    if json:
+        show_json([_facts(one) for one in found])
+    else:
+        _show(found, asked, settings)
+
+
 def _show(found: list["Measurement"], asked: "Asked", settings: Settings) -> None:
+    from worker.ops.bench import WORKLOADS
+
     who = "one worker" if asked.workers == 1 else f"{asked.workers} workers"
     provider = (
         f"a scripted provider of {asked.latency_seconds:g} s"
@@ -152,8 +168,8 @@ def _show(found: list["Measurement"], asked: "Asked", settings: Settings) -> Non
     head = ("workload", "documents/s", "cpu us each", "chunks embedded", "requests for 1,000")
     show_table(head, map(_row, found), empty="")
     show("")
-    for offered in found[2:]:
-        show(f"searchable after: {', '.join(map(_late, _lateness(offered).items()))}")
+    if len(found) == WORKLOADS:
+        show(f"searchable after: {', '.join(map(_late, _lateness(found[-1]).items()))}")
     peak = max(one.peak_bytes for one in found)
     show(f"memory of a worker: {peak / 2**20:.0f} MiB at most")
     if refused := sum(one.used.refused for one in found):

@@ -16,7 +16,7 @@ from worker.ops.bulk_load import Ended
 if TYPE_CHECKING:  # it loads client libraries, which the help does without
     from worker.app.bulk_load_job import Loaded
 
-_WORTH_IT = 50_000
+_WORTH_IT_RECORDS = 50_000
 
 Collections = Annotated[
     tuple[str, ...],
@@ -34,7 +34,7 @@ Threshold = Annotated[
     int | None,
     option(
         "Records that must wait for --auto to load: fewer are done within minutes anyway "
-        f"[default: {_WORTH_IT:,}].",
+        f"[default: {_WORTH_IT_RECORDS:,}].",
         validator=validators.Number(gte=1),
     ),
 ]
@@ -65,7 +65,7 @@ def bulk_load(
         raise ConfigError("--threshold is for --auto: without it everything is loaded")
     log_as(_quiet(settings.telemetry))
     asked = bulk_load_job.Asked(
-        names=collection, auto=auto, threshold=threshold or _WORTH_IT, yes=yes
+        names=collection, auto=auto, threshold=threshold or _WORTH_IT_RECORDS, yes=yes
     )
     with end_told((WorkerError, KeyboardInterrupt), _UNFINISHED) as watch:
         loaded = run_loop(bulk_load_job.run(settings, asked, watch))

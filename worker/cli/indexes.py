@@ -38,6 +38,10 @@ Rebuild = Annotated[bool, switch("--rebuild", "Also what is as it should be, in 
 
 _NAMELESS = "name the collections"
 _INTERRUPTED = "interrupted: what was begun is not valid; call it again, and it begins anew"
+_DROP_INTERRUPTED = (
+    "interrupted: there should be no index any more, and there may be one still, or what is "
+    "left of it; call it again, and it goes on"
+)
 
 
 def status(
@@ -130,8 +134,15 @@ def drop(
 
     if not names:
         raise ConfigError(f"{_NAMELESS} whose index is to be dropped")
-    with end_told((KeyboardInterrupt,), _INTERRUPTED) as watch:
-        found = asyncio.run(index_job.drop(settings, names, really=yes, watch=watch))
+    found: list[IndexFacts] = []
+    try:
+        with end_told((KeyboardInterrupt,), _DROP_INTERRUPTED) as watch:
+            asyncio.run(
+                index_job.drop(settings, names, really=yes, watch=watch, ended=found.append)
+            )
+    finally:
+        for one in found:
+            _tell_dropped(one, really=yes)
     if json:
         show_json(
             [
@@ -139,8 +150,6 @@ def drop(
                 for one in found
             ]
         )
-    for one in found:
-        _tell_dropped(one, really=yes)
     return 0 if yes else 1
 
 

@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(sys.argv[1:] if arguments is None else arguments, secrets)
         sys.stdout.flush()  # here, where a closed pipe is still ours to notice
     except BaseException as error:  # noqa: BLE001 - what is not a user's mistake is raised again
-        return _code_of(error, secrets)
+        code = _code_of(error, secrets)
+        try:
+            sys.stdout.flush()  # what was shown before; whoever read it may have ended, too
+        except OSError:
+            _give_up_stdout()
     return code
 
 

@@ -15,7 +15,7 @@ class BuildProgress(NamedTuple):
     """
     How far a build is: PostgreSQL's phase, and how much of that is done, None: it is not told.
 
-    A phase that waits for a transaction of somebody names the process.
+    A phase that waits for a transaction of somebody names the process; a drop has no other.
     """
 
     phase: str

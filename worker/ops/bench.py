@@ -30,6 +30,8 @@ from worker.telemetry.instruments import FRESHNESS_SECONDS
 COLLECTION = "bench"
 TENANT = "bench"
 SEED = 20_261_125
+WORKLOADS = 3
+"""In this order; the last one says how soon documents are found."""
 LOOK_SECONDS = 0.05
 SILENT_SECONDS = 120.0
 """A provider whose quota is a minute's may be silent for one."""

@@ -10,6 +10,8 @@ writes; the worker does, under its claims and fences, beside all others of its g
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from worker.core.model import Partition
@@ -20,6 +22,7 @@ from worker.ports import Clock
 
 _LOOK_SECONDS = 1.0
 _NAMED_PARTITIONS = 3
+_HELD = "waiting for partitions that are held (`embedfleet partitions resume`)"
 _FEW_ROWS_SHARE = 0.1
 """Of the records that wait: an index of more chunks is not worth being built anew for them."""
 
@@ -38,6 +41,13 @@ class Bounds(NamedTuple):
 Goal = Mapping[Partition, Bounds]
 Done = Mapping[Partition, int | None]
 Problems = Mapping[Partition, str]
+
+
+class Seen(NamedTuple):
+    """What the table says of the group: how far partitions are done, and why some are held."""
+
+    done: Done
+    held: Problems
 
 
 class Loading(NamedTuple):
@@ -97,25 +107,23 @@ class Load:
     """
     Watches a worker until the goal is reached, and stops it then.
 
-    Which partitions of this worker are `halted` or `held`, and why, is told: of those that wait
-    for an operator, it waits for the held ones, which may also go on by themselves.
+    `halted` tells which partitions of this worker wait for an operator, and why: they are not
+    waited for. One that is held, of whichever worker, may go on by itself, and is.
     """
 
     def __init__(
         self,
         goal: Goal,
-        done: Callable[[], Awaitable[Done]],
+        look: Callable[[], Awaitable[Seen]],
         *,
         halted: Callable[[], Problems],
-        held: Callable[[], Problems],
         stop: asyncio.Event,
         clock: Clock,
         watch: Watch,
     ) -> None:
         self._goal = goal
-        self._done = done
+        self._look = look
         self._halted = halted
-        self._held = held
         self._stop = stop
         self._clock = clock
         self._watch = watch
@@ -123,11 +131,12 @@ class Load:
 
     async def run(self) -> None:
         """Stop the worker when nothing is left but what is halted."""
-        before = left_of(self._goal, await self._patiently_done())
+        before = left_of(self._goal, (await self._patient_look()).done)
         all_, began = sum(before.values()), self._clock()
         while True:
-            left = left_of(self._goal, await self._patiently_done())
-            halted, held = _of(left, self._halted()), _of(left, self._held())
+            seen = await self._patient_look()
+            left = left_of(self._goal, seen.done)
+            halted = {part: why for part, why in self._halted().items() if part in left}
             records = all_ - sum(left.values())
             if left.keys() == halted.keys():
                 self.ended = Ended(records, left, halted)
@@ -135,32 +144,27 @@ class Load:
                 return
             share = records / all_ if all_ else 0.0
             left_seconds = Pace(began, 0.0).left_seconds(self._clock(), share)
+            held = {part: why for part, why in seen.held.items() if part in left}
             if left.keys() == halted.keys() | held.keys():
-                self._watch(Progress(_held(held), share))
+                self._watch(Progress(_HELD, share, None, _detail(left, held)))
             else:
                 self._watch(Progress("loading", share, left_seconds, _detail(left)))
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _patiently_done(self) -> Done:
+    async def _patient_look(self) -> Seen:
         while True:
             with suppress(TransientError):
-                return await self._done()
+                return await self._look()
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _of(left: Mapping[Partition, int], problems: Problems) -> dict[Partition, str]:
-    return {partition: why for partition, why in problems.items() if partition in left}
-
-
-def _held(held: Problems) -> str:
-    """Say what nothing but held partitions waits for."""
-    each = "; ".join(f"{partition.name} is held: {why}" for partition, why in held.items())
-    return f"waiting for the cause to end, or for `embedfleet partitions resume` ({each})"
-
-
-def _detail(left: Mapping[Partition, int]) -> str:
-    """Say how much is left, and where, once that is not everywhere."""
+def _detail(left: Mapping[Partition, int], held: Problems = MappingProxyType({})) -> str:
+    """Say how much is left, and where, once that is not everywhere; and why it is held."""
     where = ""
     if len(left) <= _NAMED_PARTITIONS:
         where = f" in {', '.join(sorted(partition.name for partition in left))}"
-    return f"{sum(left.values()):,} records to go{where}"
+    why = "".join(
+        f"; {partition.name}: {problem}"
+        for partition, problem in islice(held.items(), _NAMED_PARTITIONS)
+    )
+    return f"{sum(left.values()):,} records to go{where}{why}"

@@ -29,7 +29,7 @@ from worker.core.vector_index import (
     memory_bytes,
     steps,
 )
-from worker.errors import ConfigError, TransientError, WorkerError
+from worker.errors import ConfigError, WorkerError
 from worker.ports import Catalog, Clock
 
 _LOOK_SECONDS = 0.5
@@ -216,19 +216,18 @@ class IndexBuild:
         """Await what is done about an index, and tell how far that is meanwhile."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                await self._follow(collection, tasks.create_task(work))
+                await self._tell_until_done(collection, tasks.create_task(work))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _follow(self, collection: Collection, building: asyncio.Task[None]) -> None:
+    async def _tell_until_done(self, collection: Collection, doing: asyncio.Task[None]) -> None:
         """Tell how far a build or a drop is until it has ended."""
         phase, pace = None, Pace(self._clock(), 0.0)
-        while not building.done():
-            await asyncio.wait({building}, timeout=_LOOK_SECONDS)
-            # A look that fails says nothing about the build.
-            with suppress(TransientError):
+        while (await asyncio.wait({doing}, timeout=_LOOK_SECONDS))[1]:
+            # A look that fails says nothing about what is done.
+            with suppress(WorkerError):
                 progress = await self._indexes.progress(collection)
-                if progress is None or building.done():
+                if progress is None or doing.done():
                     continue
                 now, share = self._clock(), progress.share
                 if progress.phase != phase:

@@ -3,10 +3,11 @@ Many callers, few calls: natural batching.
 
 Owns the items that wait and the slots that work. While all slots work the next batch grows;
 when one is free it takes what is waiting, so at low load nothing waits and at high load
-batches are full. Where slots are many and calls are dear, a batch that has room waits for
-`linger_seconds` at most, as long as `more_to_come` says that it would grow. A batch never mixes
-groups; groups take turns. Inside a group tenants take turns, item by item (`tenant`): whoever
-has a few does not wait behind another one's backlog.
+batches are full. A full one is gone on with at once, any other a turn of the loop later, so
+that what is submitted in one turn goes together. Where slots are many and calls are dear, a
+batch that has room waits for `linger_seconds` at most, as long as `more_to_come` says that it
+would grow. A batch never mixes groups; groups take turns. Inside a group tenants take turns,
+item by item (`tenant`): whoever has a few does not wait behind another one's backlog.
 
 Never fails one caller for another: a work function answers each item on its own, with an
 exception where that is the answer; with `apart`, a batch that fails as a whole for what may be
@@ -202,7 +203,7 @@ class Batcher(Generic[In, Out]):
             self._spawn(self._run(calls))
 
     def _next_batch(self, *, full: bool = False) -> list[Call[In, Out]]:
-        """Return what goes next, nothing while it lingers, or has room and should be `full`."""
+        """Return the next batch; none while it lingers, or, with `full`, while it has room."""
         while self._waiting:
             group, calls = next(iter(self._waiting.items()))
             # Would it hold one more like the first? Then it has room.
@@ -240,6 +241,7 @@ class Batcher(Generic[In, Out]):
         self._schedule(loop)
 
     async def _run(self, calls: list[Call[In, Out]]) -> None:
+        """Work in a slot for as long as there is a full batch."""
         try:
             while calls:
                 await self._carry(calls)
