@@ -1,7 +1,7 @@
 """Works of a key leave one at a time and in order, tenants take turns, nothing is lost."""
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count, pairwise
@@ -311,10 +311,28 @@ def test_tenants_that_all_have_works_waiting_get_the_same_bytes(sizes, quantum):
         assert max(served.values()) - min(served.values()) <= quantum + largest
 
 
+def test_where_it_is_asked_for_only_a_tenant_that_has_few_in_flight_is_served():
+    queue = unbounded(*backlog("loud", [1_000] * 9), quantum_bytes=2_000)
+    flying = [queue.take() for _ in range(4)]
+    assert queue.take(few=2) is None
+    large, larger, last = backlog("quiet", [9_000, 9_001, 1])
+    for work in (large, larger, last):
+        queue.add(work)
+    assert [queue.take(few=2) for _ in range(3)] == [large, larger, None]
+    queue.done(large)
+    assert queue.take(few=2) is last
+    for work in flying[:3]:
+        queue.done(work)
+    assert queue.take(few=2).tenant == "loud"
+    assert queue.take(few=2) is None
+    assert len(list(iter(queue.take, None))) == 4
+
+
 def test_tenants_and_keys_that_are_done_leave_nothing_behind():
     queue = unbounded(*(upsert(f"{n}", tenant=f"{n % 7}") for n in range(50)))
     assert len(list(taken(queue))) == 50
-    assert (queue._queues, queue._in_flight, dict(queue._tenants)) == ({}, {}, {})
+    left = queue._queues, queue._in_flight, dict(queue._tenants), dict(queue._flying)
+    assert left == ({}, {}, {}, {})
 
 
 # ---- what it costs ----
@@ -429,10 +447,15 @@ class Scheduling(RuleBasedStateMachine):
             self.queue.add(work)
             self.waiting[self.key(work)].append(work)
 
-    @rule()
-    def take(self) -> None:
-        work = self.queue.take()
-        ready = {key for key, works in self.waiting.items() if works} - set(self.in_flight)
+    @rule(few=st.none() | st.integers(1, 3))
+    def take(self, few: int | None) -> None:
+        flying = Counter(work.tenant for work, _ in self.in_flight.values())
+        work = self.queue.take(few=few)
+        ready = {
+            key
+            for key, works in self.waiting.items()
+            if works and (few is None or flying[works[0].tenant] < few)
+        } - set(self.in_flight)
         if work is None:
             assert not ready
             return

@@ -1,6 +1,7 @@
 """One worker, from the log to the table: what each kind of record becomes."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -258,6 +259,32 @@ def test_back_pressure_bounds_what_is_held():
         assert len(universe.database.state.documents) == 300
 
     live(story, settings=with_options(queue={"max_documents": 100, "max_in_flight": 50}))
+
+
+def test_a_tenant_that_has_little_is_not_kept_waiting_by_what_another_has_in_flight():
+    async def story(universe):
+        gate = asyncio.Event()
+
+        async def script(request):
+            await gate.wait()
+
+        universe.embedder.script = script
+        for number in range(90):
+            universe.publish(upsert(f"d{number}", 1, f"t{number}"), partition=0)
+        member = universe.start()
+        await universe.embedder.in_flight(1)
+        await asyncio.sleep(10)
+        dispatch = member.worker.dispatch
+        assert dispatch.in_flight == 64
+        for number in range(3):
+            universe.publish(upsert(f"d{number}", 1, f"t{number}", tenant="b"), partition=0)
+        await asyncio.sleep(10)
+        tenants = Counter(work.tenant for work in dispatch.scheduler.works_in_flight())
+        assert tenants == {"tenant": 64, "b": 2}
+        gate.set()
+        await universe.settled()
+
+    live(story, settings=with_options(queue={"max_documents": 100, "max_in_flight": 64}))
 
 
 def test_an_ended_worker_leaves_offsets_that_the_next_goes_on_from():

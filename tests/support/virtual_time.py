@@ -2,8 +2,9 @@
 An event loop whose time is a number and whose ready callbacks are shuffled by a seed.
 
 Nothing is slept for: when no callback is ready, time jumps to the next timer. The same seed
-gives the same order of everything, so a failure replays. When neither a callback nor a timer
-is left, the code waits for something that will never happen: `Stalled` says so.
+gives the same order of everything, so a failure replays. Timers come a little early then, as
+those of uvloop may by its clock: it counts whole milliseconds. When neither a callback nor a
+timer is left, the code waits for something that will never happen: `Stalled` says so.
 """
 
 import asyncio
@@ -12,6 +13,9 @@ import random
 import selectors
 from collections.abc import Coroutine
 from typing import Any
+
+
+_EARLY_SECONDS = 1e-6
 
 
 class Stalled(AssertionError):
@@ -43,7 +47,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(_NoSelector())
         self._now = 1_000.0
         self._random = random.Random(seed) if seed is not None else None
-        self._clock_resolution = 1e-9
+        self._clock_resolution = _EARLY_SECONDS if seed is not None else 1e-9
         self._tasks = 0
         self.set_task_factory(self._numbered)
         self.trace = 0
@@ -56,13 +60,20 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._tasks += 1
         return _Task(coroutine, loop=loop, number=self._tasks, **named)
 
+    def _fires(self, when: float) -> float:
+        """Return when a timer comes; time moves, or who waits for the rest never ends."""
+        if self._random is None:
+            return when
+        early = when - self._random.random() * _EARLY_SECONDS
+        return early if early > self._now else when
+
     def _run_once(self) -> None:
         while self._scheduled and self._scheduled[0]._cancelled:
             heapq.heappop(self._scheduled)._scheduled = False
         if not self._ready and not self._stopping:
             if not self._scheduled:
                 raise Stalled("everything waits and nothing can wake it")
-            self._now = max(self._now, self._scheduled[0]._when)
+            self._now = max(self._now, self._fires(self._scheduled[0]._when))
         if self._random is not None and len(self._ready) > 1:
             ready = list(self._ready)
             self._random.shuffle(ready)

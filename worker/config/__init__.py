@@ -247,7 +247,12 @@ class QueueOptions:
         64 * 1024 * 1024
     )
     max_in_flight: Annotated[
-        int, about("Documents worked on at once; the rest waits, fairly by tenant.", ge=1)
+        int,
+        about(
+            "Documents worked on at once (an eighth more of tenants that have few); the rest "
+            "waits, fairly by tenant.",
+            ge=1,
+        ),
     ] = 512
     quantum_bytes: Annotated[
         int, about("What one tenant may send before the next one's turn.", ge=1)

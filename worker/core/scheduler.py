@@ -17,7 +17,7 @@ Invariants: what was added and not finished is counted, in documents and bytes, 
 hold for waiting, parked and in-flight works together; the works of a key leave in order.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -61,6 +61,7 @@ class Scheduler:
         self._quantum_bytes = quantum_bytes
         self._queues: dict[Key, deque[Work]] = {}
         self._in_flight: dict[Key, Work] = {}
+        self._flying: Counter[str] = Counter()
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._waiting = 0
         self.documents = 0
@@ -87,13 +88,23 @@ class Scheduler:
         self.bytes += work.size_bytes
         self._push(work)
 
-    def take(self) -> Work | None:
-        """Return the work whose turn it is, with older versions parked under it."""
-        while self._tenants:
+    def take(self, *, few: int | None = None) -> Work | None:
+        """
+        Return the work whose turn it is, with older versions parked under it.
+
+        With `few` only of a tenant that has fewer works than that in flight.
+        """
+        passed = 0
+        while passed < len(self._tenants):
             name, tenant = next(iter(self._tenants.items()))
             if not tenant.ready:
                 del self._tenants[name]
                 continue
+            if few is not None and self._flying[name] >= few:
+                self._tenants.move_to_end(name)
+                passed += 1
+                continue
+            passed = 0
             key = next(iter(tenant.ready))
             run = _run(self._queues[key])
             cost = run[-1].size_bytes
@@ -170,17 +181,24 @@ class Scheduler:
         work = run.pop()
         work.parked = run
         self._in_flight[key] = work
+        self._flying[work.tenant] += 1
         return work
 
     def _free(self, work: Work, again: Iterable[Work] = ()) -> None:
         key = _key(work)
         del self._in_flight[key]
+        self._land(work.tenant)
         returned = list(again)
         if returned:
             self._queues.setdefault(key, deque()).extendleft(reversed(returned))
             self._waiting += len(returned)
         if key in self._queues:
             self._make_ready(key, work.tenant)
+
+    def _land(self, tenant: str) -> None:
+        self._flying[tenant] -= 1
+        if not self._flying[tenant]:
+            del self._flying[tenant]
 
     def _unqueue(self, key: Key, tenant: str) -> None:
         del self._queues[key]

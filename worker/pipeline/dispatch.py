@@ -31,6 +31,9 @@ from worker.telemetry import Counters
 log = structlog.get_logger(__name__)
 
 _CANCEL_SECONDS = 2.0
+_MORE_SHARE, _FEW_SHARE = 8, 32
+"""An eighth more of a worker's places is for tenants that have less than a 32nd of them: their
+few documents would wait behind those that another one's backlog has in flight."""
 
 
 class Dispatch:
@@ -83,10 +86,7 @@ class Dispatch:
         """Start what may be started, and say whether there is room for more."""
         self._pump_is_due = False
         together: list[Work] = []
-        while self._has_room(len(together)):
-            work = self.scheduler.take()
-            if work is None:
-                break
+        while (work := self._next(len(together))) is not None:
             if self._together.takes(work):
                 together.append(work)
             else:
@@ -102,10 +102,18 @@ class Dispatch:
         else:
             self.room.set()
 
-    def _has_room(self, taken: int) -> bool:
+    def _next(self, taken: int) -> Work | None:
+        """Return what is started next; beyond the bound only of who has few in flight."""
+        if self._has_room(taken, self._max_in_flight):
+            return self.scheduler.take()
+        if self._has_room(taken, self._max_in_flight + self._max_in_flight // _MORE_SHARE):
+            return self.scheduler.take(few=max(1, self._max_in_flight // _FEW_SHARE))
+        return None
+
+    def _has_room(self, taken: int, most: int) -> bool:
         # Those that only wait hold no place: they would hold up all others.
         count = len(self._tasks) + taken
-        return count < self._max_in_flight or count - self.patient < self._max_in_flight
+        return count < most or count - self.patient < most
 
     def _pump_soon(self) -> None:
         """Pump in the next turn of the loop: what ends in this one makes room for as many."""
