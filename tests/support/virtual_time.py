@@ -14,7 +14,6 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any
 
-
 _EARLY_SECONDS = 1e-6
 
 
