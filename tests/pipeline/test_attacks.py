@@ -90,12 +90,7 @@ def test_an_outage_of_the_provider_does_not_make_the_queues_grow():
 
 def test_a_running_worker_waits_for_a_broker_that_is_away_and_goes_on():
     async def story(universe):
-        gate = asyncio.Event()
-
-        async def script(request):
-            await gate.wait()
-
-        universe.embedder.script = script
+        gate = universe.close_provider()
         for number in range(300):
             universe.publish(upsert(f"d{number}", 1, f"text {number}"), partition=0)
         member = universe.start()
@@ -150,12 +145,7 @@ def test_a_sick_partition_beside_idle_ones_does_not_end_the_worker():
 def test_a_stop_while_joining_ends_at_once():
     async def story(universe):
         loop = asyncio.get_running_loop()
-        gate = asyncio.Event()
-
-        async def script(request):
-            await gate.wait()
-
-        universe.embedder.script = script
+        universe.close_provider()
         universe.publish(upsert("a"), partition=0)
         universe.start()
         await universe.embedder.in_flight(1)

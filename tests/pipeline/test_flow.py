@@ -240,12 +240,7 @@ def test_gaps_at_the_end_of_the_log_are_committed_too():
 
 def test_back_pressure_bounds_what_is_held():
     async def story(universe):
-        gate = asyncio.Event()
-
-        async def script(request):
-            await gate.wait()
-
-        universe.embedder.script = script
+        gate = universe.close_provider()
         for number in range(300):
             universe.publish(upsert(f"d{number}", 1, f"t{number}"), partition=0)
         member = universe.start()
@@ -263,12 +258,7 @@ def test_back_pressure_bounds_what_is_held():
 
 def test_a_tenant_that_has_little_is_not_kept_waiting_by_what_another_has_in_flight():
     async def story(universe):
-        gate = asyncio.Event()
-
-        async def script(request):
-            await gate.wait()
-
-        universe.embedder.script = script
+        gate = universe.close_provider()
         for number in range(90):
             universe.publish(upsert(f"d{number}", 1, f"t{number}"), partition=0)
         member = universe.start()

@@ -170,6 +170,16 @@ class Universe:
             self.broker.expel(source)
         self.members.remove(member)
 
+    def close_provider(self) -> asyncio.Event:
+        """Let the provider answer nobody until the event is set."""
+        gate = asyncio.Event()
+
+        async def script(_request):
+            await gate.wait()
+
+        self.embedder.script = script
+        return gate
+
     def publish(self, event, *, partition=None, topic=TOPIC, timestamp_ms=0, headers=()) -> int:
         """Append an event to the log; returns its offset."""
         match event:

@@ -91,7 +91,7 @@ async def run(settings: Settings, asked: Asked, watch: WatchEach) -> Loaded:
         ended: Ended | None = Ended(0, {}, {})
         if lag:
             for one, builder in held:
-                await job.drop(one, builder)
+                await job.build_of(one).drop_all(builder, one)
             ended = await job.load(goal)
         if ended is None:
             return Loaded()
@@ -180,12 +180,6 @@ class _Job:
             },
         )
 
-    async def drop(self, collection: Collection, builder: IndexBuilder) -> None:
-        """Drop the index that is there, or what is left of one."""
-        build = self._build(collection)
-        for place in await self.indexes.found(collection):
-            await build.drop(builder, collection, place)
-
     async def load(self, goal: Goal) -> Ended | None:
         """Work until the goal is reached; None where a signal came first."""
         settings, stop = _as_loader(self._settings), asyncio.Event()
@@ -219,9 +213,10 @@ class _Job:
                 collection.name, [f"left without an index, which is due at {rows} rows"]
             )
         async with _still_locked(self.indexes, collection, builder) as holding:
-            return await self._build(collection).under_lock(holding, collection)
+            return await self.build_of(collection).under_lock(holding, collection)
 
-    def _build(self, collection: Collection) -> IndexBuild:
+    def build_of(self, collection: Collection) -> IndexBuild:
+        """Return what works on a collection's index, and tells how far it is."""
         return IndexBuild(
             self.indexes,
             self._catalog,

@@ -151,8 +151,7 @@ async def _drop(jobs: Jobs, collection: Collection, build: IndexBuild) -> None:
         wanted = (await current(jobs.catalog, collection)).index
         index = replace(wanted, kind="none")
         await jobs.catalog.set_index(collection, index)
-        for place in await jobs.indexes.found(collection):
-            await build.drop(builder, collection, place)
+        await build.drop_all(builder, collection)
 
 
 async def set_index(

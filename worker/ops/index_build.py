@@ -176,15 +176,19 @@ class IndexBuild:
                 rows, seconds = await self._create(builder, collection, step.place)
                 built = built._replace(rows=rows, seconds=seconds)
             elif isinstance(step, Drop):
-                await self.drop(builder, collection, step.place)
+                await self._drop(builder, collection, step.place)
             else:
                 self._watch(Progress("putting the new index in its place"))
                 await builder.promote()
             built.did.append(_did(step))
         return built._replace(notices=tuple(builder.notices))
 
-    async def drop(self, builder: Builder, collection: Collection, place: Place) -> None:
-        """Take an index away, under its lock."""
+    async def drop_all(self, builder: Builder, collection: Collection) -> None:
+        """Take away what there is, and what is left of a build, where the lock is held."""
+        for place in await self._indexes.found(collection):
+            await self._drop(builder, collection, place)
+
+    async def _drop(self, builder: Builder, collection: Collection, place: Place) -> None:
         self._watch(Progress("dropping an index"))
         await self._followed(collection, builder.drop(place))
 
